@@ -1,0 +1,70 @@
+"""Small helpers that every floor may use: user errors, logging, atomic files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def user_error(key: str, value: object, problem: str, mend: str) -> ValueError:
+    """The one shape of an error that the user can mend: ``key=value: problem; mend``.
+
+    Returned, not raised, so that the call site reads ``raise user_error(...)``.
+    """
+    shown = value if isinstance(value, str) else repr(value)
+    return ValueError(f"{key}={shown}: {problem}; {mend}")
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger of this program; handlers are set once, by ``setup_logging``."""
+    return logging.getLogger(f"imdm.{name}")
+
+
+def setup_logging(rank: int = 0) -> None:
+    """Print this program's messages to standard error, one line each; ranks above 0 only warn."""
+    logger = logging.getLogger("imdm")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside ``path`` and rename it onto ``path`` when the block succeeds.
+
+    A reader sees the old content or the new one, never a part. Parent folders are made.
+    When the block raises, ``path`` is untouched and the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        # mkstemp makes private files; results are to be as readable as any other file of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_open(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
