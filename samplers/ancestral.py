@@ -1,0 +1,108 @@
+"""Ancestral sampling of the absorbing process on a time grid (MDLM and the infinite-mask posterior).
+
+A step from t to s first decides for every mask whether it unmasks, keeps its noise, or gets new noise: three
+numbers that do not depend on the network. Tokens are drawn afterwards, where something unmasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffusion.parameterization import Prediction
+from diffusion.process import reverse_probabilities
+from samplers.base import Sampler, State
+from samplers.draws import Draws
+from samplers.registry import register
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step does to each mask: ``unmask`` and ``reset``, (B, L) bool, disjoint, False elsewhere."""
+
+    unmask: Tensor
+    reset: Tensor
+
+    def select(self, rows: Tensor) -> Decision:
+        """The decisions of the sub-batch ``rows`` (n,) int64."""
+        return Decision(self.unmask[rows], self.reset[rows])
+
+
+def decide(is_masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, uniforms: Tensor) -> Decision:
+    """Decide a step from alpha_t to alpha_s >= alpha_t, both (B,), with one uniform (B, L) per position."""
+    unmask, keep, _ = (p.unsqueeze(-1) for p in reverse_probabilities(alpha_t, alpha_s))
+    return Decision(is_masked & (uniforms < unmask), is_masked & (uniforms >= unmask + keep))
+
+
+@register("ancestral")
+class Ancestral(Sampler):
+    """``num_steps`` network calls of the whole batch, as in the official implementations of MDLM and IMDM.
+
+    The grid has num_steps + 1 times, linear from 1 to ``grid_eps``, scaled by each row's start time. The last
+    step goes to alpha_s = 1, unless ``noise_removal`` is none.
+    """
+
+    def pending(self, step: int, state: State) -> Tensor:
+        return torch.full((len(state.x),), step < self.settings.num_steps, device=state.x.device)
+
+    def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
+        removal = self.settings.noise_removal
+        if step == self.settings.num_steps - 1 and removal != "none":
+            s, alpha_s = torch.zeros_like(state.t), torch.ones_like(state.t)
+        else:
+            s = state.t * (self._grid(step + 1) / self._grid(step))
+            alpha_s, removal = self.schedule.alpha(s), "none"
+        uniforms = draws.actions(step, state.x.shape[1])
+        decision = decide(state.x == self.mask_id, self.schedule.alpha(state.t), alpha_s, uniforms)
+
+        called = self.calls(decision)
+        idle, busy = (~called).nonzero().squeeze(-1), called.nonzero().squeeze(-1)
+        if idle.numel():
+            part = self.refresh(step, state.select(idle), decision.reset[idle], draws.select(idle))
+            state = state.merge(idle, part)
+        if busy.numel():
+            part = state.select(busy)
+            chosen, greedy = decision.select(busy), removal == "greedy"
+            part = self.reverse_step(
+                step, part, chosen, self.predict(part), draws.select(busy), greedy=greedy
+            )
+            state = state.merge(busy, part)
+        return replace(state, t=s), called
+
+    def reverse_step(
+        self,
+        step: int,
+        state: State,
+        decision: Decision,
+        prediction: Prediction,
+        draws: Draws,
+        *,
+        greedy: bool = False,
+    ) -> State:
+        """Apply a decision: tokens from ``prediction`` where it unmasks, new noise where it resets.
+
+        It stands on its own, for teachers too; all rows of ``state`` have a prediction, and the time of the
+        new state is the caller's to set.
+        """
+        state = self.unmask(step, state, decision.unmask, prediction, draws, greedy=greedy)
+        return self.refresh(step, state, decision.reset, draws)
+
+    def calls(self, decision: Decision) -> Tensor:
+        """Rows (B,) bool that the network is asked about in this step: all of them."""
+        return decision.unmask.new_ones(len(decision.unmask))
+
+    def _grid(self, step: int) -> float:
+        return 1 - step / self.settings.num_steps * (1 - self.settings.grid_eps)
+
+
+@register("ancestral_cache")
+class AncestralCache(Ancestral):
+    """The same draws and tokens as ``ancestral``, calling the network only for rows that unmask something.
+
+    Decisions come before predictions, so this is exact, with resets and time conditioning too.
+    """
+
+    def calls(self, decision: Decision) -> Tensor:
+        return decision.unmask.any(-1)

@@ -1,0 +1,225 @@
+"""The loop that every sampler runs in, and the work at positions that receive a token.
+
+Shapes: B rows, L positions, N positions that unmask, V vocabulary (mask included).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion.categorical import nucleus, temper
+from diffusion.noise import Schedule
+from diffusion.parameterization import Denoiser, Prediction
+from samplers.draws import Draws
+from utils import user_error
+
+NOISE_REMOVAL = ("ancestral", "greedy", "none")
+_CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What a user chooses about sampling.
+
+    Attributes:
+        num_steps: network calls of samplers that walk on a time grid (first hitting has no grid).
+        noise_removal: the last step draws what is still masked ("ancestral"), takes its most likely token
+            ("greedy"), or is a step like any other and leaves masks ("none").
+        temperature: tokens are drawn from p**(1/temperature), renormalised; times are not affected.
+        p_nucleus: tokens are drawn from the smallest set with at least this mass; 1 switches it off.
+        reset: whether masks may receive new noise (infinite-mask models); without it they keep theirs.
+        grid_eps: last time of the grid, as a part of the start time.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    num_steps: int
+    noise_removal: Literal["ancestral", "greedy", "none"] = "ancestral"
+    temperature: float = 1.0
+    p_nucleus: float = 1.0
+    reset: bool = True
+    grid_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        known = self.noise_removal in NOISE_REMOVAL
+        checks = (
+            (self.num_steps >= 1, "steps", self.num_steps, "use at least 1"),
+            (known, "noise_removal", self.noise_removal, f"use one of {', '.join(NOISE_REMOVAL)}"),
+            (
+                self.temperature > 0,
+                "temperature",
+                self.temperature,
+                "use a positive number, 1 for the model's own",
+            ),
+            (
+                0 < self.p_nucleus <= 1,
+                "p_nucleus",
+                self.p_nucleus,
+                "use a number in (0, 1], 1 switches it off",
+            ),
+            (0 < self.grid_eps < 1, "grid_eps", self.grid_eps, "use a small positive number such as 1e-5"),
+        )
+        for holds, key, value, mend in checks:
+            if not holds:
+                raise user_error(f"sampling.{key}", value, "out of range", mend)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None."""
+
+    x: Tensor
+    t: Tensor
+    cond: Tensor | None
+
+    def select(self, rows: Tensor) -> State:
+        """The sub-batch ``rows`` (n,) int64."""
+        return State(self.x[rows], self.t[rows], None if self.cond is None else self.cond[rows])
+
+    def merge(self, rows: Tensor, part: State) -> State:
+        """This batch with ``rows`` (n,) int64 replaced by those of ``part``."""
+        cond = None if self.cond is None or part.cond is None else self.cond.index_copy(0, rows, part.cond)
+        return State(self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t), cond)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What sampling returns: tokens (B, L), nfe (B,) int64 network calls of each sequence,
+    forward_passes calls of the network on any batch, cond the mask noise at the end."""
+
+    tokens: Tensor
+    nfe: Tensor
+    forward_passes: int
+    cond: Tensor | None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Samples]) -> Samples:
+        """The samples of several batches as one; forward passes add up. All or none carry ``cond``."""
+        conds = [part.cond for part in parts if part.cond is not None]
+        return cls(
+            tokens=torch.cat([part.tokens for part in parts]),
+            nfe=torch.cat([part.nfe for part in parts]),
+            forward_passes=sum(part.forward_passes for part in parts),
+            cond=torch.cat(conds) if conds else None,
+        )
+
+
+class Sampler(ABC):
+    """A reverse process. Subclasses say which rows need a step (``pending``) and what it does (``step``).
+
+    Args:
+        denoiser: the model, as objectives and teachers see it too.
+        schedule: alpha(t) of the process.
+        mask_id: id of the mask.
+        settings: the user's choices.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
+    ) -> None:
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.mask_id = mask_id
+        self.settings = settings
+
+    @abstractmethod
+    def pending(self, step: int, state: State) -> Tensor:
+        """Rows (B,) bool that step number ``step`` has to treat; sampling ends when there are none."""
+
+    @abstractmethod
+    def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
+        """One reverse step of all rows of ``state``; returns the new state and the rows (B,) bool
+        for which the network was called (in one forward pass)."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        xt: Tensor,
+        t: Tensor | float,
+        cond: Tensor | None,
+        draws: Draws,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """Run the reverse process from (xt, t) to its end.
+
+        Args:
+            xt: (B, L) ids; positions that are not masked stay as they are.
+            t: start times in (0, 1], one for all or (B,); 1 is pure noise.
+            cond: mask noise of ``xt`` (``denoiser.draw_cond`` or stored seeds), None for models without.
+            draws: source of all randomness.
+            on_step: called after each step with its number, the times reached (B,) and the ids (B, L).
+
+        Raises:
+            ValueError: a start time outside (0, 1].
+        """
+        times = torch.as_tensor(t, dtype=torch.float64, device=xt.device).expand(len(xt))
+        if not ((times > 0) & (times <= 1)).all():
+            shown = f"{times.min():g}..{times.max():g}"
+            raise user_error("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
+        state = State(xt.clone(), times, cond)
+        nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
+        forward_passes = step = 0
+        while (rows := self.pending(step, state).nonzero().squeeze(-1)).numel():
+            part, called = self.step(step, state.select(rows), draws.select(rows))
+            state = state.merge(rows, part)
+            nfe.index_add_(0, rows, called.long())
+            forward_passes += int(called.any())
+            if on_step is not None:
+                on_step(step, state.t, state.x)
+            step += 1
+        return Samples(state.x, nfe, forward_passes, state.cond)
+
+    def predict(self, state: State) -> Prediction:
+        """Call the network once at the state's own times."""
+        sigma = self.schedule.sigma(state.t).to(torch.float32)
+        return self.denoiser.denoise(state.x, sigma, state.cond)
+
+    def unmask(
+        self,
+        step: int,
+        state: State,
+        where: Tensor,
+        prediction: Prediction,
+        draws: Draws,
+        *,
+        greedy: bool = False,
+    ) -> State:
+        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``prediction`` of the same rows.
+
+        The head runs at these positions alone and in chunks: nothing of size (B, L, V) exists.
+        """
+        batch_index, position = where.nonzero(as_tuple=True)
+        x = state.x.clone()
+        chunk = max(1, _CHUNK_ELEMENTS // prediction.vocab_size)
+        for rows, columns in zip(batch_index.split(chunk), position.split(chunk), strict=True):
+            log_x_theta = prediction.at(rows * x.shape[1] + columns)
+            if greedy:
+                x[rows, columns] = log_x_theta.argmax(-1)
+            else:
+                x[rows, columns] = draws.tokens(step, self.token_law(log_x_theta), rows, columns)
+        return replace(state, x=x)
+
+    def token_law(self, log_x_theta: Tensor) -> Tensor:
+        """Log-probabilities (N, V), float64, that tokens are drawn from: temperature, then nucleus."""
+        log_probs = log_x_theta.double()
+        if self.settings.temperature != 1:
+            log_probs = temper(log_probs, self.settings.temperature)
+        if self.settings.p_nucleus < 1:
+            log_probs = nucleus(log_probs, self.settings.p_nucleus)
+        return log_probs
+
+    def refresh(self, step: int, state: State, where: Tensor, draws: Draws) -> State:
+        """Draw new noise for the masks ``where`` (B, L) bool; nothing for models without mask noise."""
+        if state.cond is None or not self.settings.reset:
+            return state
+        return replace(state, cond=self.denoiser.refresh_cond(state.cond, where, draws.cond_keys(step)))

@@ -1,0 +1,54 @@
+"""First-hitting sampling of masked diffusion (Zheng et al., ICLR 2025, arXiv 2409.02908, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diffusion.noise import Schedule
+from diffusion.parameterization import Denoiser
+from samplers.base import Sampler, SamplerSettings, State
+from samplers.draws import Draws
+from samplers.registry import register
+from utils import user_error
+
+
+@register("first_hitting")
+class FirstHitting(Sampler):
+    """The reverse process in continuous time: one network call for each mask, at the time it unmasks.
+
+    With n masks left at t the next one unmasks at s with 1 - alpha_s = u**(1/n) (1 - alpha_t), uniform among
+    them. In between every mask keeps its noise with probability alpha_t / alpha_s. There is no grid
+    (``num_steps`` and ``grid_eps`` play no part) and no discretisation error.
+
+    Raises:
+        ValueError: ``noise_removal`` other than ancestral; no mask is left for it to act on.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
+    ) -> None:
+        if settings.noise_removal != "ancestral":
+            problem = "first_hitting leaves no mask to remove"
+            raise user_error("sampling.noise_removal", settings.noise_removal, problem, "use ancestral")
+        super().__init__(denoiser, schedule, mask_id, settings)
+
+    def pending(self, step: int, state: State) -> Tensor:
+        return (state.x == self.mask_id).any(-1)
+
+    def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
+        is_masked = state.x == self.mask_id
+        num_masked = is_masked.sum(-1)
+        u_time, u_position = draws.hits(step).unbind(-1)
+        alpha_t = self.schedule.alpha(state.t)
+        alpha_s = 1 - u_time ** (1 / num_masked.double()) * self.schedule.masked(state.t)
+
+        resets = is_masked & (draws.actions(step, state.x.shape[1]) >= (alpha_t / alpha_s).unsqueeze(-1))
+        state = self.refresh(step, replace(state, t=self.schedule.inverse(alpha_s)), resets, draws)
+
+        rank = is_masked.cumsum(-1) - 1
+        hit = is_masked & (rank == (u_position * num_masked).long().unsqueeze(-1))
+        state = self.unmask(step, state, hit, self.predict(state), draws)
+        return state, torch.ones_like(num_masked, dtype=torch.bool)
