@@ -1,0 +1,112 @@
+"""Attention, its one entry point and its backends, and rotary positions.
+
+Shapes: B batch, L length, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Above this many scores the plain path would hold too much memory (256 MB in bfloat16).
+PLAIN_MAX_SCORES = 2**27
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0) -> Tensor:
+    """Softmax attention, scale 1/sqrt(E).
+
+    Args:
+        q, k, v: (B, H, L, E), any strides.
+        causal: position i sees positions up to i only.
+        softcap: if positive, the scaled scores s become softcap * tanh(s / softcap).
+
+    Returns:
+        (B, H, L, E).
+    """
+    if softcap > 0 or _plain_is_faster(q, k):
+        return plain_attention(q, k, v, causal=causal, softcap=softcap)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0) -> Tensor:
+    """As :func:`attention`, with the scores (B, H, L, L) in memory."""
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~seen, -math.inf)
+    return scores.softmax(-1) @ v
+
+
+def _plain_is_faster(q: Tensor, k: Tensor) -> bool:
+    # PyTorch's fused CPU kernel is about 5 times slower than plain products in bfloat16, forward and backward.
+    small = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= PLAIN_MAX_SCORES
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and small
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., arXiv 2104.09864): base 10000, the two halves of a head form the pairs.
+
+    Args:
+        head_dim: E, even.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("inv_freq", 1.0 / 10000.0**exponents)
+        self._tables: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def forward(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Tables (cos, sin), each (L, 1, 1, E), of positions 0..L-1; sin is negative in the first half.
+
+        They are made in float32 once per length, dtype and device.
+        """
+        key = (length, dtype, self.inv_freq.device)
+        if key not in self._tables:
+            # Not in inference mode: its tensors could not be saved for a later backward pass.
+            with torch.inference_mode(False):
+                positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
+                angles = torch.outer(positions, self.inv_freq.clone())[:, None, None, :]
+                cos, sin = angles.cos(), angles.sin()
+                self._tables[key] = (
+                    torch.cat((cos, cos), -1).to(dtype),
+                    torch.cat((-sin, sin), -1).to(dtype),
+                )
+        return self._tables[key]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs (x_j, x_{j+E/2}) of ``x`` (..., E) by the angles of ``Rotary``'s tables."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotate_qkv(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split (B, L, 3, H, E) into q, k, v of shape (B, H, L, E), with q and k rotated."""
+    return _RotateQKV.apply(qkv, cos, sin)
+
+
+class _RotateQKV(torch.autograd.Function):
+    """Saves what autograd would do: a copy for each split and a product for each half of a head."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k = rotate(qkv[:, :, :2], cos, sin).transpose(1, 3).unbind(2)
+        return q, k, qkv[:, :, 2].transpose(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        grad = torch.stack([g.transpose(1, 2) for g in grads], 2)
+        # The inverse of a rotation turns by the negative angle.
+        grad[:, :, :2] = rotate(grad[:, :, :2], cos, -sin)
+        return grad, None, None

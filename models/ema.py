@@ -1,0 +1,141 @@
+"""Exponential moving average of trainable weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import user_error
+
+# A classical model knows nothing of the noise of masks: these may be missing in its average.
+MASK_NOISE_NAMES = ("imdm_mlp.", "learnable_noise_")
+
+
+def is_mask_noise(name: str) -> bool:
+    """Whether a parameter belongs to the noise of masks, which MDLM checkpoints do not have."""
+    return any(part in name for part in MASK_NOISE_NAMES)
+
+
+class ExponentialMovingAverage:
+    """shadow <- shadow + (1 - d) (weight - shadow), d = min(decay, (1 + n) / (10 + n)) at the n-th update.
+
+    Args:
+        named_parameters: names and parameters; those that are not trainable are left out.
+        decay: limit of d, in [0, 1].
+
+    Raises:
+        ValueError: for a decay outside [0, 1].
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        if not 0 <= decay <= 1:
+            raise user_error("training.ema", decay, "not between 0 and 1", "use 0.9999, or 0 to turn it off")
+        self.decay = decay
+        self.num_updates = 0
+        self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self._shadow = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._is_applied = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the present weights: once after every optimizer step."""
+        assert not self._is_applied, "the model holds the average, not its own weights"
+        self._follow_devices()
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        weights = [p.detach() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self._shadow.values()), weights, 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block ``model`` holds the averaged weights; afterwards, whatever happens, its own.
+
+        Nothing is copied. A block inside a block changes nothing.
+
+        Args:
+            model: has all the parameters that this average was made of, under the same names.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        if self._is_applied:
+            yield
+            return
+        self._follow_devices()
+        parameters = dict(model.named_parameters())
+        for name in self._shadow:
+            if name not in parameters:
+                raise user_error("ema", name, "the model has no such parameter", "use the model it was made of")
+        own = {name: parameters[name].data for name in self._shadow}
+        self._is_applied = True
+        try:
+            for name, average in self._shadow.items():
+                parameters[name].data = average
+            yield
+        finally:
+            for name, weight in own.items():
+                parameters[name].data = weight
+            self._is_applied = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """{decay, num_updates, shadow_params}: the list follows the order of the trainable parameters."""
+        return {
+            "decay": self.decay,
+            "num_updates": self.num_updates,
+            "shadow_params": list(self._shadow.values()),
+        }
+
+    def load_state_dict(
+        self,
+        state: dict[str, Any],
+        names: list[str] | None = None,
+        may_miss: Callable[[str], bool] = is_mask_noise,
+    ) -> None:
+        """Take over decay, number of updates and averages.
+
+        Args:
+            state: as ``state_dict`` gives it.
+            names: what ``state["shadow_params"]`` are the averages of, matched by name; None means the
+                parameters of this model in their order.
+            may_miss: parameters that ``names`` may lack; their average starts at their present weight.
+
+        Raises:
+            ValueError: naming what is missing, unexpected or of another shape. Nothing is changed then.
+        """
+        averages = state["shadow_params"]
+        names = list(self._shadow) if names is None else names
+        mend = "load it into the model it was made of"
+        if len(averages) != len(names):
+            raise user_error("ema", f"{len(averages)} averages", f"{len(names)} parameters", mend)
+        loaded = dict(zip(names, averages, strict=True))
+        for name, average in loaded.items():
+            if name not in self._shadow:
+                raise user_error("ema", name, "the model has no such trainable parameter", mend)
+            own = tuple(self._shadow[name].shape)
+            if tuple(average.shape) != own:
+                raise user_error("ema", name, f"shape {tuple(average.shape)}, the model has {own}", mend)
+        missing = [name for name in self._shadow if name not in loaded]
+        for name in missing:
+            if not may_miss(name):
+                raise user_error("ema", name, "missing", mend)
+        self._take(loaded, missing)
+        self.decay, self.num_updates = float(state["decay"]), int(state["num_updates"] or 0)
+
+    @torch.no_grad()
+    def _take(self, loaded: dict[str, Tensor], missing: list[str]) -> None:
+        for name in missing:
+            loaded[name] = self._parameters[name].detach()
+        for name, average in self._shadow.items():
+            average.copy_(loaded[name])
+
+    def _follow_devices(self) -> None:
+        # The model may have moved to another device since; PyTorch keeps its parameters the same objects.
+        # A validation in inference mode may notice first, and its tensors could not be updated later.
+        with torch.inference_mode(False):
+            for name, p in self._parameters.items():
+                if self._shadow[name].device != p.device:
+                    self._shadow[name] = self._shadow[name].to(p.device)

@@ -1,0 +1,167 @@
+"""Token, mask-noise and time embeddings.
+
+The mask of Infinite Mask Diffusion has a random state: e_i = E[mask] + g(eps_i), eps_i in R^noise_dim.
+Shapes: B batch, L length, D width, V vocabulary with the mask, N masked positions, K finite masks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import Linear, init_linear
+from models.noise import NOISE_KINDS, finite_mask_ids, seeded_noise
+from utils import user_error
+
+TIME_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class MaskNoiseConfig:
+    """The random state of masks.
+
+    Args:
+        noise_type: "rand" U(-1, 1), "randn" N(0, 1), or "learnable" mu + s * N(0, 1) with trained vectors.
+        noise_dim: channels of the noise.
+        noise_scale: factor on the noise; 1 for "learnable", which has its own.
+        num_mask: 0 for infinitely many masks; K > 0 for an alphabet of K masks, an embedding each.
+    """
+
+    noise_type: str = "rand"
+    noise_dim: int = 128
+    noise_scale: float = 1.0
+    num_mask: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in NOISE_KINDS:
+            raise user_error("algo.noise_type", self.noise_type, "unknown", f"use one of {', '.join(NOISE_KINDS)}")
+        if self.noise_dim < 1:
+            raise user_error("model.noise_dim", self.noise_dim, "no channel", "use a positive number")
+        if self.num_mask < 0:
+            raise user_error("algo.num_mask", self.num_mask, "negative", "use 0 for infinitely many masks")
+        if self.noise_type == "learnable" and self.noise_scale != 1:
+            raise user_error("algo.noise_scale", self.noise_scale, "learnable noise learns its scale", "use 1")
+
+
+class VocabEmbedding(nn.Module):
+    """Token embeddings, with the mask's noise added at masked positions.
+
+    Args:
+        vocab_size: V.
+        hidden_size: D.
+        mask_id: id of the mask; None for a process without one.
+        mask_noise: None for one deterministic mask.
+    """
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, mask_id: int | None, mask_noise: MaskNoiseConfig | None
+    ) -> None:
+        super().__init__()
+        self.mask_id = mask_id
+        self.mask_noise = mask_noise
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+        if mask_noise is None:
+            return
+        if mask_noise.num_mask > 0:
+            self.imdm_mlp = nn.Embedding.from_pretrained(
+                torch.zeros(mask_noise.num_mask, hidden_size), freeze=mask_noise.num_mask == 1
+            )
+            return
+        if mask_noise.noise_type == "learnable":
+            self.learnable_noise_mu = nn.Parameter(torch.zeros(1, 1, mask_noise.noise_dim))
+            self.learnable_noise_sigma = nn.Parameter(torch.ones(1, 1, mask_noise.noise_dim))
+        first = Linear(mask_noise.noise_dim, 4 * hidden_size)
+        last = Linear(4 * hidden_size, hidden_size, bias=False)
+        nn.init.trunc_normal_(first.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.zeros_(first.bias)
+        # A zero here makes a fresh IMDM the MDLM whose weights it was given.
+        nn.init.zeros_(last.weight)
+        self.imdm_mlp = nn.Sequential(first, nn.GELU(), last)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Embed ids.
+
+        Args:
+            x: (B, L) int64.
+            cond: the masks' random state; ignored by a model without mask noise. Either (B, L) int64, a seed
+                for each position (``seeded_noise``), or floating: (B, L, noise_dim) noise as it enters g (the
+                N(0, 1) of learnable noise), or (B, L, 1 or more) with the mask's number in channel 0 if the
+                alphabet is finite.
+
+        Returns:
+            (B, L, D).
+
+        Raises:
+            ValueError: if the model has mask noise and ``cond`` is None or of another shape.
+        """
+        embedded = F.embedding(x, self.embedding)
+        if self.mask_noise is None:
+            return embedded
+        if cond is None or cond.shape[:2] != x.shape:
+            shape = None if cond is None else tuple(cond.shape)
+            raise user_error("cond", str(shape), "no mask noise for these ids", f"give {tuple(x.shape)} seeds")
+        rows = (x == self.mask_id).flatten().nonzero().squeeze(1)
+        noise = self._noise_embedding(cond.flatten(0, 1)[rows], rows % x.shape[1])
+        return embedded.flatten(0, 1).index_add(0, rows, noise).view(embedded.shape)
+
+    def _noise_embedding(self, cond: Tensor, positions: Tensor) -> Tensor:
+        """g at N masked positions, (N, D); with N = 0 its parameters still get (zero) gradients."""
+        config = self.mask_noise
+        explicit = cond.is_floating_point()
+        if config.num_mask > 0:
+            if explicit:
+                return self.imdm_mlp(cond[:, 0].long())
+            return self.imdm_mlp(finite_mask_ids(cond, positions, config.noise_dim, config.num_mask))
+        if explicit:
+            noise = cond.to(self.embedding.dtype)
+        else:
+            kind = "rand" if config.noise_type == "rand" else "randn"
+            noise = seeded_noise(cond, positions, config.noise_dim, kind)
+            if config.noise_scale != 1:
+                noise.mul_(config.noise_scale)
+        if config.noise_type == "learnable":
+            noise = torch.addcmul(self.learnable_noise_mu[0], self.learnable_noise_sigma[0], noise)
+        return self.imdm_mlp(noise)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal features of sigma and an MLP: (G,) -> (G, cond_dim).
+
+    Args:
+        cond_dim: C.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(TIME_FEATURES, cond_dim), nn.SiLU(), Linear(cond_dim, cond_dim))
+        for layer in (self.mlp[0], self.mlp[2]):
+            init_linear(layer, std=0.02)
+        # Made on the CPU, whose rounding the golden numbers have, and not part of checkpoints.
+        self.register_buffer("frequencies", timestep_frequencies(), persistent=False)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Embed sigma (G,), in float32."""
+        return self.mlp(timestep_features(sigma, self.frequencies))
+
+
+def timestep_frequencies() -> Tensor:
+    """The 128 frequencies from 1 down to about 1/10000, (128,) float32.
+
+    The official code makes them in bfloat16, step by step (off by up to 2.8 %), and trained weights expect that.
+    """
+    half = TIME_FEATURES // 2
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.bfloat16) / half
+    return exponents.exp().float()
+
+
+def timestep_features(sigma: Tensor, frequencies: Tensor) -> Tensor:
+    """[cos, sin] of sigma (G,) times the frequencies (F,), (G, 2 F) float32."""
+    angles = sigma.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
