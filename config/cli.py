@@ -1,0 +1,153 @@
+"""From a command line to a validated, resolved configuration, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    GrammarParseError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from config.groups import GROUP_SCHEMAS
+from config.keys import CONFIG_DIR, all_keys, groups, owner_choices, sections
+from config.overrides import Overrides, clean_overrides, unknown_key
+from config.schema import Config
+from config.validation import check, fill_derived
+from utils import get_logger, user_error
+
+log = get_logger("config")
+
+# What a composition can fail with; OmegaConf asserts where a key is set inside a section that is null.
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, AssertionError, TypeError, ValueError)
+
+
+def compose_config(overrides: Sequence[str] = (), *, warn: bool = True) -> DictConfig:
+    """The configuration of a command line: cleaned, composed, derived, resolved and validated.
+
+    Args:
+        overrides: words like ``"algo=imdm"``, ``"+loader.num_workers=0"``, ``"sampling.steps=1,2,4"``.
+        warn: log settings that have no effect and official keys that mean nothing here.
+
+    Raises:
+        ValueError: one line that names the key.
+    """
+    cleaned = clean_overrides(overrides)
+    cfg = compose_clean(cleaned)
+    warnings = finish(cfg)
+    if warn:
+        for line in [*dropped_warning(cleaned), *warnings]:
+            log.warning(line)
+    return cfg
+
+
+def dropped_warning(cleaned: Overrides) -> list[str]:
+    """The one warning about official keys that mean nothing here, or nothing."""
+    if not cleaned.dropped:
+        return []
+    return [f"no meaning here, ignored: {', '.join(sorted(set(cleaned.dropped)))}"]
+
+
+def compose_clean(cleaned: Overrides) -> DictConfig:
+    """Compose cleaned overrides; Hydra's errors become one line that names the key."""
+    register_schema()
+    try:
+        return _compose(cleaned.words)
+    except COMPOSE_ERRORS as error:
+        raise ValueError(_explain(cleaned, error)) from error
+
+
+def finish(cfg: DictConfig) -> list[str]:
+    """Derive, resolve and validate ``cfg`` in place; returns warnings."""
+    for name in all_keys():
+        try:
+            OmegaConf.select(cfg, name)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{name}: {_one_line(error)}; name a key that exists inside ${{...}}") from error
+    fill_derived(cfg)
+    OmegaConf.resolve(cfg)
+    return check(cfg)
+
+
+@functools.cache
+def register_schema() -> None:
+    """Make the schema known to Hydra, once."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config)
+    for group, schemas in GROUP_SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def _compose(words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="main"):
+        return compose("config", overrides=words)
+
+
+def _explain(cleaned: Overrides, error: Exception) -> str:
+    """One line for a failed composition: apply the overrides one by one and name the first that fails."""
+    chosen = [word for word, o in zip(cleaned.words, cleaned.parsed, strict=True) if _is_group(o)]
+    try:
+        cfg = _compose(chosen)
+    except COMPOSE_ERRORS as broken:
+        return f"config: {_one_line(broken)}"
+    for override in cleaned.parsed:
+        name = override.key_or_group
+        if _is_group(override) or name.startswith("hydra."):
+            continue
+        try:
+            OmegaConf.update(cfg, name, copy.deepcopy(override.value()), merge=True)
+        except COMPOSE_ERRORS as broken:
+            return _explain_value(cfg, override, broken)
+    return f"config: {_one_line(error)}"
+
+
+def _is_group(override: Override) -> bool:
+    return override.key_or_group in groups() or "/" in override.key_or_group
+
+
+def _explain_value(cfg: DictConfig, override: Override, error: Exception) -> str:
+    name, value = override.key_or_group, override.value()
+    shown = override.get_value_string()
+    if name in sections():
+        inside = next(key for key in all_keys() if key.startswith(f"{name}."))
+        return str(user_error(name, shown, "a section, not a value", f"set its keys, like {inside}=..."))
+    if name.startswith("callbacks.") and _is_null(cfg, name.rsplit(".", 1)[0]):
+        return f"{name}: this callback is not chosen; add it to callbacks=[...]"
+    if name.startswith("wandb.") and cfg.wandb is None:
+        return f"{name}: wandb is switched off; add wandb=default"
+    declared = all_keys().get(name)
+    if declared and isinstance(error, ValidationError):
+        problem, mend = declared[0].type_error(value).split("; ", 1)
+        return str(user_error(name, shown, problem, mend))
+    if isinstance(error, GrammarParseError):
+        return str(
+            user_error(name, shown, "${...} is not closed or has no key in it", "write ${section.key}")
+        )
+    if declared and isinstance(error, (ConfigAttributeError, ConfigKeyError)):
+        group = name.split(".", 1)[0]
+        owners = " or ".join(f"{group}={choice}" for choice in owner_choices(name))
+        return f"{name}: unknown key with {group}={cfg[group].name}; it belongs to {owners}"
+    return unknown_key(name) if not declared else f"{name}={shown}: {_one_line(error)}"
+
+
+def _is_null(cfg: DictConfig, name: str) -> bool:
+    return OmegaConf.select(cfg, name, throw_on_missing=False) is None
+
+
+def _one_line(error: BaseException) -> str:
+    """The text of an error without line breaks and without Hydra's hints for programmers."""
+    text = f"{error} {error.__cause__ or ''}" if isinstance(error, HydraException) else str(error)
+    text = re.sub(r"(full_key|object_type|reference_type)[:=]\S*", "", text)
+    return " ".join(text.replace("Available options in", "; available options in").split())

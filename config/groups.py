@@ -1,0 +1,192 @@
+"""The sections that are chosen as a group: ``algo=imdm`` takes config/algo/imdm.yaml, typed by a class here.
+
+A yaml file names its class in its defaults list (``/schema/algo@_here_: imdm``). Classes inherit: a key of
+the base belongs to every choice, a key of a subclass to its own choice alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from config.fields import key
+
+
+@dataclass
+class Algo:
+    """What every algorithm has; MDLM needs no more."""
+
+    name: str = key(MISSING, "the algorithm")
+    time_conditioning: bool = key(False, "let the network see the noise level")
+    T: int = key(0, "number of discrete times; 0: continuous time", choices=(0,))
+
+
+@dataclass
+class ImdmAlgo(Algo):
+    """Infinite masks: the random state that a mask carries."""
+
+    noise_type: str = key(
+        "rand", "U(-1,1), N(0,1), or N(mu, s^2) with trained mu and s", choices=("rand", "randn", "learnable")
+    )
+    noise_scale: float = key(1.0, "factor on the noise", above=0)
+    num_mask: int = key(0, "number of different masks; 0: infinitely many", low=0)
+    as_mdlm: bool = key(False, "one plain mask: the classical twin")
+    alpha_min: float = key(0.0, "narrows alpha in training", low=0, high=1)
+    alpha_max: float = key(1.0, "narrows alpha in training", low=0, high=1)
+
+
+@dataclass
+class Model:
+    """The diffusion transformer."""
+
+    name: str = key(MISSING, "the size's name")
+    hidden_size: int = key(MISSING, "width", low=1, example=768)
+    cond_dim: int = key(128, "width of the time embedding", low=1)
+    length: int = key(1024, "tokens in a sequence", low=4)
+    n_blocks: int = key(MISSING, "transformer blocks", low=1, example=12)
+    n_heads: int = key(MISSING, "attention heads", low=1, example=12)
+    dropout: float = key(0.1, "on the residual branches", low=0, below=1)
+    noise_dim: int | None = key(
+        None, "size of a mask's noise (imdm); null: the width", low=1, auto=True, example=768
+    )
+    softcap: float = key(-1.0, "soft cap on attention logits; 0 or less: off", example=50)
+    qk_norm: bool = key(False, "LayerNorm on queries and keys")
+
+
+@dataclass
+class Noise:
+    """The schedule alpha(t)."""
+
+    name: str = key(MISSING, "the schedule")
+    eps: float = key(1e-3, "alpha(1) is about eps", above=0, below=1)
+
+
+@dataclass
+class Data:
+    """A data set and how its text becomes blocks of tokens."""
+
+    name: str = key(MISSING, "the data set; names the run folder")
+    train: str = key(MISSING, "known data set, hub name, or a local file or folder", example="openwebtext")
+    valid: str = key(MISSING, "the same for validation", example="wikitext103")
+    tokenizer_name_or_path: str = key(
+        MISSING, "hub name, folder, or text8, synthetic, synthetic-align", example="gpt2"
+    )
+    wrap: bool = key(True, "concatenate documents and cut blocks; False: one document a row, padded")
+    insert_train_eos: bool = key(True, "eos after every training document")
+    insert_valid_eos: bool = key(True, "eos after every validation document")
+    train_revision: str | None = key(None, "revision of the hub data set")
+    valid_revision: str | None = key(None, "the same for validation")
+    cache_dir: str = key("./cache/${.name}", "downloads and tokenised blocks")
+    vocab_size: int | None = key(None, "symbols of synthetic-align", low=2, example=50_000)
+    eos: str = key(
+        "official",
+        "eos of tokenizers without one: [CLS] as trained weights expect, or [SEP]",
+        choices=("official", "sep"),
+    )
+
+
+@dataclass
+class LrScheduler:
+    """The learning rate over optimizer steps."""
+
+    name: str = key(MISSING, "the schedule")
+
+
+@dataclass
+class ConstantWarmup(LrScheduler):
+    """Linear warm-up, then constant."""
+
+    num_warmup_steps: int = key(2500, "steps until optim.lr is reached", low=0)
+
+
+@dataclass
+class CosineDecayWarmup(LrScheduler):
+    """Linear warm-up from the floor, then a cosine back to it at trainer.max_steps."""
+
+    warmup_fraction: float = key(0.1, "part of trainer.max_steps", low=0, below=1)
+    min_lr: float = key(1e-6, "first and last learning rate", low=0)
+
+
+@dataclass
+class StepScheduler(LrScheduler):
+    """Linear warm-up, then steps down."""
+
+    num_warmup_steps: int = key(500, "steps until optim.lr is reached", low=0)
+    decay_every: int = key(10_000, "steps between two decays", low=1)
+    decay_factor: float = key(0.5, "factor of a decay", above=0, high=1)
+
+
+@dataclass
+class Strategy:
+    """How several devices share the work (with one device: not at all)."""
+
+    name: str = key(MISSING, "the strategy")
+
+
+@dataclass
+class CheckpointEveryNSteps:
+    """Regular checkpoints <epoch>-<step>.ckpt and last.ckpt."""
+
+    every_n_train_steps: int = key(500, "optimizer steps between checkpoints", low=1)
+    save_top_k: int = key(-1, "keep all (-1) or the newest (1) besides last.ckpt", choices=(-1, 1))
+
+
+@dataclass
+class CheckpointMonitor:
+    """best.ckpt by a validation metric."""
+
+    monitor: str = key("val/nll", "the metric", choices=("val/nll", "val/bpd", "val/ppl"))
+    mode: str = key("min", "which is better", choices=("min", "max"))
+
+
+@dataclass
+class LearningRateMonitor:
+    """The learning rate in the log."""
+
+    logging_interval: str = key("step", "when it is logged", choices=("step", "epoch"))
+
+
+@dataclass
+class Callbacks:
+    """``callbacks=[checkpoint_every_n_steps,...]``; a callback that is not chosen is null."""
+
+    checkpoint_every_n_steps: CheckpointEveryNSteps | None = None
+    checkpoint_monitor: CheckpointMonitor | None = None
+    learning_rate_monitor: LearningRateMonitor | None = None
+
+
+@dataclass
+class Wandb:
+    """Weights & Biases; ``wandb=null`` switches it off, ``wandb=default`` on."""
+
+    project: str = key("IMDM", "project")
+    name: str = key("${name}", "run name; sets the key name too")
+    id: str | None = key(None, "run id, to go on with a run")
+    group: str | None = key(None, "group of runs")
+    job_type: str | None = key(None, "kind of run")
+    tags: list[str] = key([], "tags")
+    notes: str | None = key(None, "free text")
+    entity: str | None = key(None, "team or user")
+    offline: bool = key(False, "keep the log on this machine")
+
+
+# group -> schema name -> class; the yaml files refer to these names.
+GROUP_SCHEMAS: dict[str, dict[str, type]] = {
+    "algo": {"base": Algo, "imdm": ImdmAlgo},
+    "model": {"base": Model},
+    "noise": {"base": Noise},
+    "data": {"base": Data},
+    "strategy": {"base": Strategy},
+    "wandb": {"base": Wandb},
+    "lr_scheduler": {
+        "constant_warmup": ConstantWarmup,
+        "cosine_decay_warmup": CosineDecayWarmup,
+        "step_scheduler": StepScheduler,
+    },
+    "callbacks": {
+        "checkpoint_every_n_steps": CheckpointEveryNSteps,
+        "checkpoint_monitor": CheckpointMonitor,
+        "learning_rate_monitor": LearningRateMonitor,
+    },
+}
