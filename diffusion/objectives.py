@@ -1,0 +1,69 @@
+"""Objectives of masked diffusion: the NELBO by time and by number of masks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion.parameterization import Prediction
+
+
+class LossOutput(NamedTuple):
+    """What an objective says of a micro-batch.
+
+    Attributes:
+        loss: differentiable scalar.
+        token_nll: (B, L) detached, weights included, 0 where no loss is.
+        loss_mask: (B, L) bool, the tokens that a mean over ``token_nll`` counts.
+    """
+
+    loss: Tensor
+    token_nll: Tensor
+    loss_mask: Tensor
+
+
+def masked_nelbo(
+    prediction: Prediction,
+    x0: Tensor,
+    xt: Tensor,
+    mask_id: int,
+    weight: Tensor,
+    loss_mask: Tensor,
+    num_tokens: Tensor | int,
+) -> LossOutput:
+    """Weighted cross-entropy over masked positions, the head run on those alone (MDLM, Sahoo et al. 2024, eq. 10).
+
+    loss = sum over masked positions inside ``loss_mask`` of weight_b * (-log x_theta[x0]) / num_tokens.
+    The weight decides the form: ``Schedule.weight(t)`` gives the NELBO by time, ones its low-variance
+    variant, ``count_weight`` the NELBO by number of masks. Without any such position the loss is a zero that
+    still reaches every parameter, so that distributed training does not hang.
+
+    Args:
+        prediction: the network's answer at ``xt``.
+        x0, xt: (B, L) int64 clean and noised ids.
+        weight: (B,) per sequence.
+        loss_mask: (B, L) bool, False at padding.
+        num_tokens: what the sum is divided by, usually the number of True in ``loss_mask`` over the batch.
+    """
+    batch_size, length = xt.shape
+    rows = ((xt == mask_id) & loss_mask).flatten().nonzero().squeeze(1)
+    row_weight = weight.to(prediction.dtype).index_select(0, rows // length)
+    loss, nll = prediction.weighted_nll(rows, x0.flatten()[rows], row_weight / num_tokens)
+    token_nll = torch.zeros(batch_size * length, dtype=nll.dtype, device=nll.device)
+    token_nll[rows] = row_weight * nll
+    return LossOutput(loss, token_nll.view(batch_size, length), loss_mask)
+
+
+def count_weight(num_masked: Tensor, loss_mask: Tensor) -> Tensor:
+    """Weights N/n of the NELBO by number of masks (Zheng et al., arXiv 2409.02908), (B,) float64.
+
+    With n uniform on 1..N and n random positions masked, N/n times their summed cross-entropy has the NELBO of
+    the sequence as its expectation.
+
+    Args:
+        num_masked: (B,) int64 n.
+        loss_mask: (B, L) bool, the N positions that could be masked and count.
+    """
+    return loss_mask.sum(-1).to(torch.float64) / num_masked.clamp(min=1)
