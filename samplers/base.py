@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -122,6 +122,9 @@ class Sampler(ABC):
         mask_id: id of the mask.
         settings: the user's choices.
     """
+
+    name: ClassVar[str]  # set by the registry
+    on_grid: ClassVar[bool] = True  # whether ``num_steps`` matters
 
     def __init__(
         self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings

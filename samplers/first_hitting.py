@@ -27,6 +27,8 @@ class FirstHitting(Sampler):
         ValueError: ``noise_removal`` other than ancestral; no mask is left for it to act on.
     """
 
+    on_grid = False
+
     def __init__(
         self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
     ) -> None:

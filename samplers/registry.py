@@ -16,6 +16,7 @@ def register(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
     def enter(cls: type[Sampler]) -> type[Sampler]:
         assert name not in SAMPLERS, f"two samplers are called {name}"
         SAMPLERS[name] = cls
+        cls.name = name
         return cls
 
     return enter

@@ -1,0 +1,150 @@
+"""Tokenizers: the three built-in ones, and every other by folder or hub name.
+
+All of them are ordinary ``transformers`` tokenizers, so ``save_pretrained`` and ``from_pretrained`` work.
+The heavy libraries are imported on first use.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.hub import hub_reachable
+from utils import user_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+TEXT8_SPECIAL = ("[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]")
+SYNTHETIC_SIZE = 256
+SYNTHETIC_BOS = 254
+SYNTHETIC_EOS = 255
+ALIGN_SIZE = 50_000
+
+
+def get_tokenizer(name_or_path: str, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a name: ``text8``, ``synthetic``, ``synthetic-align``, a folder, or a hub name.
+
+    Args:
+        name_or_path: a local folder wins over a hub name, never over a built-in one.
+        vocab_size: number of symbols, for ``synthetic-align`` (50,000 when None) and no other.
+
+    Raises:
+        ValueError: a size that the tokenizer cannot have, a tokenizer that cannot be found or read, or
+            one without any token to begin or end a sequence.
+    """
+    if name_or_path == "synthetic-align":
+        return _align_tokenizer(ALIGN_SIZE if vocab_size is None else vocab_size)
+    if name_or_path == "text8":
+        tokenizer = _text8_tokenizer()
+    elif name_or_path == "synthetic":
+        tokenizer = _synthetic_tokenizer()
+    else:
+        tokenizer = _load(name_or_path)
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise user_error("data.vocab_size", vocab_size,
+                         f"the tokenizer {name_or_path} has {tokenizer.vocab_size} tokens", "leave it null")
+    return tokenizer
+
+
+def mask_id_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """``(mask_id, V)`` of the absorbing family and AR; ``V`` counts the mask.
+
+    A tokenizer with a mask token keeps it (bert: 103, V 30522); any other gets one new id behind
+    ``tokenizer.vocab_size`` (gpt2: 50257, V 50258). gpt2's added [PAD] has that very id: padding is known
+    from the attention mask alone, never from ids.
+    """
+    if tokenizer.mask_token_id is None:
+        return tokenizer.vocab_size, tokenizer.vocab_size + 1
+    # Some tokenizers keep their mask among the added tokens, behind vocab_size.
+    return tokenizer.mask_token_id, max(tokenizer.vocab_size, tokenizer.mask_token_id + 1)
+
+
+def boundary_ids(tokenizer: PreTrainedTokenizerBase, eos: str) -> tuple[int, int]:
+    """``(bos, eos)`` ids put around blocks and behind documents.
+
+    ``eos="official"`` takes the first id of ``tokenizer.encode(eos_token)``, as trained weights expect:
+    for bert that is 101, [CLS]. ``eos="sep"`` is the eos token's own id (bert: 102).
+    """
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise user_error("data.tokenizer_name_or_path", tokenizer.name_or_path or type(tokenizer).__name__,
+                         "it has no bos or no eos token to put around sequences", "choose another tokenizer")
+    if eos == "sep":
+        return tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos == "official":
+        return tokenizer.bos_token_id, tokenizer.encode(tokenizer.eos_token)[0]
+    raise user_error("data.eos", eos, "no such rule", "use official or sep")
+
+
+def _text8_tokenizer() -> PreTrainedTokenizerFast:
+    """35 symbols: eight special ones, a-z and the space; one token a character."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = [*TEXT8_SPECIAL, *string.ascii_lowercase, " "]
+    backend = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()  # without it, a blank comes between any two tokens
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", bos_token="[BOS]", eos_token="[EOS]",
+        mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]", clean_up_tokenization_spaces=False)
+
+
+def _synthetic_tokenizer() -> PreTrainedTokenizerFast:
+    """The numbers 0..253, then [BOS] 254 and [EOS] 255, written with blanks between."""
+    symbols = [str(i) for i in range(SYNTHETIC_BOS)] + ["[BOS]", "[EOS]"]
+    return _numbers_tokenizer(symbols, bos_token="[BOS]", eos_token="[EOS]")
+
+
+def _align_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """The numbers 0..vocab_size-1; sequences have no borders, so there is no bos and no eos."""
+    if vocab_size < 1:
+        raise user_error("data.vocab_size", vocab_size, "a vocabulary has at least one symbol",
+                         "use 1 or more")
+    return _numbers_tokenizer([str(i) for i in range(vocab_size)])
+
+
+def _numbers_tokenizer(symbols: list[str], **special: str) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
+def _load(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the hub, with [PAD] added and bos/eos filled in where they are missing."""
+    from transformers import AutoTokenizer
+
+    key = "data.tokenizer_name_or_path"
+    local = Path(name_or_path).expanduser()
+    where = str(local) if local.exists() else name_or_path
+    offline = not local.exists() and not hub_reachable()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local.exists() or offline)
+    except Exception as error:  # the libraries below raise a dozen unrelated types here
+        if local.exists():
+            problem = f"no tokenizer can be read there ({_first_line(error)})"
+        elif offline:
+            problem = "the hub cannot be reached, and neither its cache nor a local folder has this tokenizer"
+        else:
+            problem = f"it is no local folder, and the hub gives no such tokenizer ({_first_line(error)})"
+        mend = "give a folder that holds tokenizer.json, or text8, synthetic, synthetic-align"
+        raise user_error(key, name_or_path, problem, mend) from error
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.cls_token
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    for wanted, fallback in (("bos", "cls"), ("eos", "sep")):
+        if getattr(tokenizer, f"{wanted}_token") is None:
+            raise user_error(key, name_or_path, f"the tokenizer has neither a {wanted} nor a {fallback} token",
+                             f"name its {wanted}_token in tokenizer_config.json, or use another tokenizer")
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

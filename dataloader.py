@@ -1,0 +1,145 @@
+"""Tokenizers and batches from the configuration; the one reader of ``cfg.data`` and ``cfg.loader``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from data import tokenizers
+from data.batching import GlobalBatchSampler, ShardedSequentialSampler
+from data.dataset import TokenDataset
+from data.generated import Role
+from data.prepare import Recipe, prepare
+from utils import get_logger, user_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Below this size the system keeps the tokens in memory, and worker processes cost more than they fetch.
+_IN_MEMORY = 2**28
+_MANY_WORKERS = 2
+log = get_logger("data")
+
+
+def get_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``data.tokenizer_name_or_path`` (``data.vocab_size`` is for synthetic-align)."""
+    return tokenizers.get_tokenizer(cfg.data.tokenizer_name_or_path, cfg.data.vocab_size)
+
+
+def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role) -> TokenDataset:
+    """The prepared rows for training or validation; made and cached on first use.
+
+    Processes that share ``data.cache_dir`` may call this at the same time: one prepares, the others wait.
+    """
+    data = cfg.data
+    train = role == "train"
+    if not train and data.valid == data.train and Path(data.valid).expanduser().is_file():
+        log.warning("data.valid=%s is the training text as well: no measure for other text", data.valid)
+    recipe = Recipe(
+        source=data.train if train else data.valid,
+        role=role,
+        length=cfg.model.length,
+        wrap=data.wrap,
+        insert_eos=data.insert_train_eos if train else data.insert_valid_eos,
+        eos=data.eos,
+        rules=data.name,
+        revision=data.train_revision if train else data.valid_revision,
+        cache_dir=Path(data.cache_dir).expanduser(),
+    )
+    return prepare(recipe, tokenizer)
+
+
+def batch_sizes(cfg: DictConfig, world_size: int, *, evaluation: bool = False) -> tuple[int, int]:
+    """``(sequences per device and pass, passes per optimizer step)``.
+
+    ``loader.batch_size=null`` takes the whole share of a device at once. Evaluation makes one pass a
+    batch; its sizes need not divide anything.
+
+    Raises:
+        ValueError: the global batch cannot be divided so; the message names a size that can.
+    """
+    loader = cfg.loader
+    if evaluation:
+        share = -(-loader.eval_global_batch_size // world_size)
+        return loader.eval_batch_size or share, 1
+    share, rest = divmod(loader.global_batch_size, world_size)
+    if rest or not share:
+        raise user_error("loader.global_batch_size", loader.global_batch_size,
+                         f"it cannot be divided over {world_size} devices",
+                         f"use a multiple of {world_size}, for instance {(share + 1) * world_size}")
+    per_device = share if loader.batch_size is None else loader.batch_size
+    if per_device < 1 or share % per_device:
+        fitting = max(s for s in range(1, share + 1) if share % s == 0 and s <= max(per_device, 1))
+        raise user_error("loader.batch_size", per_device,
+                         f"the share of a device in loader.global_batch_size={loader.global_batch_size} is "
+                         f"{share} (devices: {world_size}), not a multiple of it", f"use for instance {fitting}")
+    return per_device, share // per_device
+
+
+def get_train_dataloader(
+    cfg: DictConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """An endless loader of this rank's micro-batches, starting at an optimizer step.
+
+    A batch is a dict of ``input_ids`` (B, L) int64, ``attention_mask`` (B, L) bool and ``row`` (B,) int64,
+    the position in the optimizer step's global batch. ``batch_sizes`` tells how many make a step.
+    """
+    per_device, _ = batch_sizes(cfg, world_size)
+    dataset = get_dataset(cfg, tokenizer, "train")
+    size = cfg.loader.global_batch_size
+    if cfg.loader.drop_last and len(dataset) < size:
+        raise user_error("loader.global_batch_size", size, f"the training data has {len(dataset)} rows only",
+                         "use a smaller batch, or loader.drop_last=False to let a batch run over epochs")
+    sampler = GlobalBatchSampler(
+        len(dataset), size, per_device, rank=rank, world_size=world_size, seed=cfg.seed,
+        start_step=start_step, drop_last=cfg.loader.drop_last)
+    return _loader(cfg, dataset, sampler)
+
+
+def get_valid_dataloader(
+    cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, *, rank: int = 0, world_size: int = 1
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """This rank's part of the validation data, each row once, the last partial batch included.
+
+    Batches as in training; ``row`` is the index in the data set.
+    """
+    per_device, _ = batch_sizes(cfg, world_size, evaluation=True)
+    dataset = get_dataset(cfg, tokenizer, "validation")
+    sampler = ShardedSequentialSampler(len(dataset), per_device, rank=rank, world_size=world_size)
+    return _loader(cfg, dataset, sampler)
+
+
+def _loader(
+    cfg: DictConfig, dataset: TokenDataset, sampler: GlobalBatchSampler | ShardedSequentialSampler
+) -> DataLoader[dict[str, torch.Tensor]]:
+    workers = _num_workers(cfg.loader.num_workers, dataset)
+    if workers:
+        # Said before the fork: the tokenizers library otherwise prints a warning in each worker.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    pin = torch.cuda.is_available() if cfg.loader.pin_memory is None else cfg.loader.pin_memory
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_as_it_is,
+        persistent_workers=workers > 0, pin_memory=pin and torch.cuda.is_available())
+
+
+def _num_workers(asked: int | None, dataset: TokenDataset) -> int:
+    if asked is not None and asked >= 0:
+        return asked
+    if dataset.nbytes <= _IN_MEMORY:
+        return 0
+    return min(_MANY_WORKERS, (os.cpu_count() or 1) - 1)
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The data set already hands out whole micro-batches."""
+    return batch

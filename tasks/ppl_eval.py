@@ -1,0 +1,43 @@
+"""mode=ppl_eval: the NELBO of the validation set, as perplexity and bits per token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dataloader import get_valid_dataloader
+from tasks.setup import build_evaluated, build_trainer, result_path
+from utils import get_logger, write_json
+
+log = get_logger("ppl_eval")
+
+
+def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate ``eval.checkpoint_path`` on the whole validation set.
+
+    Returns (and writes to ``eval.generated_samples_path``): perplexity, nll and its standard error in nats
+    per token, bpd in bits per token, the number of tokens, and how they were measured.
+    """
+    path = result_path(cfg)
+    module = build_evaluated(cfg)
+    module.sample_in_validation = False
+    trainer = build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False)
+    loader = get_valid_dataloader(cfg, module.tokenizer, rank=trainer.global_rank, world_size=trainer.world_size)
+    trainer.validate(module, loader, verbose=False)
+    measured = module.valid_nelbo.compute()
+    result = {
+        "perplexity": measured["ppl"],
+        **{name: measured[name] for name in ("nll", "nll_stderr", "bpd", "bpd_stderr", "tokens")},
+        "nelbo": cfg.eval.nelbo,
+        "ema": module.uses_ema,
+        "precision": str(module.backbone.precision),
+        "data": cfg.data.name,
+        "checkpoint": cfg.eval.checkpoint_path,
+        "seed": cfg.seed,
+    }
+    if trainer.is_global_zero:
+        write_json(path, result)
+        log.info("perplexity %.3f, %.4f bits per token (nll %.4f +- %.4f nats, %d tokens) -> %s", result["perplexity"],
+                 result["bpd"], result["nll"], result["nll_stderr"], result["tokens"], path)
+    return result

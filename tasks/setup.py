@@ -1,0 +1,81 @@
+"""What the modes share: the algorithm with its weights, Lightning's Trainer, where results go."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from algo import ALGORITHMS
+from callbacks import AtomicCheckpointIO
+from dataloader import get_tokenizer
+from models.checkpoint import load_ema, load_weights, read_checkpoint
+from trainer_base import TrainerBase
+from utils import get_logger, user_error
+
+log = get_logger("setup")
+
+
+def build_algorithm(cfg: DictConfig) -> TrainerBase:
+    """The algorithm of ``cfg.algo`` with fresh weights."""
+    return ALGORITHMS[cfg.algo.name](cfg, get_tokenizer(cfg))
+
+
+def load_checkpoint(module: TrainerBase, path: str, *, key: str, use_ema: bool) -> None:
+    """Weights (and the EMA, where asked for) of a checkpoint into ``module``.
+
+    Args:
+        path: a Lightning .ckpt of this program.
+        key: the configuration key that named it, for error messages.
+        use_ema: the checkpoint's averaged weights are wanted; without them that is an error.
+    """
+    checkpoint = read_checkpoint(path, key=key)
+    load_weights(module, checkpoint["state_dict"], key=key, path=path)
+    if use_ema and module.ema is not None:
+        load_ema(module.ema, checkpoint, key=key, path=path)
+
+
+def build_evaluated(cfg: DictConfig) -> TrainerBase:
+    """The algorithm with the weights of ``eval.checkpoint_path``, ready to evaluate."""
+    module = build_algorithm(cfg)
+    load_checkpoint(module, cfg.eval.checkpoint_path, key="eval.checkpoint_path", use_ema=not cfg.eval.disable_ema)
+    return module.eval()
+
+
+def build_trainer(cfg: DictConfig, *, callbacks: list[Callback], logger: Logger | bool | list[Logger],
+                  **overrides: Any) -> L.Trainer:
+    """Lightning's Trainer from ``trainer.*``; the network itself decides its precision (models/precision.py)."""
+    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    settings.pop("precision")
+    _quiet_lightning()
+    settings.update(overrides)
+    try:
+        return L.Trainer(
+            **settings, precision="32-true", callbacks=callbacks, logger=logger, plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False, enable_model_summary=False,
+            strategy="auto" if torch.cuda.device_count() < 2 else cfg.strategy.name,
+        )
+    except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
+        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def result_path(cfg: DictConfig) -> Path:
+    """Where an evaluation writes its JSON result; its parent folders are made on writing."""
+    path = Path(cfg.eval.generated_samples_path)
+    if path.is_dir():
+        raise user_error("eval.generated_samples_path", str(path), "is a folder", "give the name of a .json file")
+    return path
+
+
+def _quiet_lightning() -> None:
+    """Keep Lightning's warnings, drop its chatter and a deprecation inside its own code."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", message=r"The '.*_dataloader' does not have many workers")
