@@ -13,7 +13,6 @@ from diffusion.time_sampling import mask_counts, spread_rows, training_times
 from models.dit import MaskNoiseConfig
 from trainer_base import TrainerBase
 
-
 TRAIN_STREAMS = (Stream.TRAIN_TIME, Stream.TRAIN_MASK, Stream.TRAIN_NOISE)
 VALID_STREAMS = (Stream.VALID_TIME, Stream.VALID_MASK, Stream.VALID_NOISE)
 
@@ -53,8 +52,9 @@ class MDLM(TrainerBase):
         # Neighbouring rows of a validation set are alike: their strata are spread, lest time follow text.
         strata = rows if training else spread_rows(rows, num_rows)
         sampling_eps = 0.0 if self.by_count(training) else settings.sampling_eps
-        return training_times(keys, strata, num_rows, sampling_eps=sampling_eps,
-                              antithetic=settings.antithetic_sampling)
+        return training_times(
+            keys, strata, num_rows, sampling_eps=sampling_eps, antithetic=settings.antithetic_sampling
+        )
 
     def corrupt(
         self, x0: Tensor, t: Tensor, uniforms: Tensor, loss_mask: Tensor, training: bool
@@ -100,7 +100,9 @@ class IMDM(MDLM):
         t, algo = super().times(keys, rows, num_rows, training), self.config.algo
         if not training or (algo.alpha_min, algo.alpha_max) == (0.0, 1.0):
             return t
-        return self.schedule.inverse(algo.alpha_min + (algo.alpha_max - algo.alpha_min) * self.schedule.alpha(t))
+        return self.schedule.inverse(
+            algo.alpha_min + (algo.alpha_max - algo.alpha_min) * self.schedule.alpha(t)
+        )
 
 
 ALGORITHMS: dict[str, type[TrainerBase]] = {"mdlm": MDLM, "imdm": IMDM}

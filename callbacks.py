@@ -63,8 +63,13 @@ class StepProgressBar(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._printed = (time.perf_counter(), trainer.global_step)
         if self._enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc=module.config.name,
-                             unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                desc=module.config.name,
+                unit="step",
+                dynamic_ncols=True,
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         step = trainer.global_step
@@ -73,8 +78,10 @@ class StepProgressBar(ProgressBar):
         if not self._enabled or step % trainer.log_every_n_steps or step == self._printed[1]:
             return
         loss = trainer.callback_metrics.get("trainer/loss")
-        shown = {"loss": f"{float(loss):.3f}" if loss is not None else "-",
-                 "tokens/s": f"{self.throughput.tokens_per_second:,.0f}"}
+        shown = {
+            "loss": f"{float(loss):.3f}" if loss is not None else "-",
+            "tokens/s": f"{self.throughput.tokens_per_second:,.0f}",
+        }
         if self._bar is not None:
             self._bar.set_postfix(shown)
         else:
@@ -86,7 +93,9 @@ class StepProgressBar(ProgressBar):
         left = (now - before) / (step - step_before) * (trainer.max_steps - step)
         self._printed = (now, step)
         words = ", ".join(f"{key} {value}" for key, value in shown.items())
-        log.info("%s: step %d of %d, %s, %s left", name, step, trainer.max_steps, words, tqdm.format_interval(left))
+        log.info(
+            "%s: step %d of %d, %s, %s left", name, step, trainer.max_steps, words, tqdm.format_interval(left)
+        )
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._bar is not None:
@@ -107,14 +116,28 @@ def checkpoint_callbacks(settings: dict[str, Any], folder: Path) -> list[Callbac
     made: list[Callback] = []
     every = settings.get("checkpoint_every_n_steps")
     if every:
-        made.append(ModelCheckpoint(
-            dirpath=folder, filename="{epoch}-{step}", auto_insert_metric_name=False, save_top_k=every["save_top_k"],
-            every_n_train_steps=every["every_n_train_steps"], save_last=True, save_on_train_epoch_end=False,
-        ))
+        made.append(
+            ModelCheckpoint(
+                dirpath=folder,
+                filename="{epoch}-{step}",
+                auto_insert_metric_name=False,
+                save_top_k=every["save_top_k"],
+                every_n_train_steps=every["every_n_train_steps"],
+                save_last=True,
+                save_on_train_epoch_end=False,
+            )
+        )
     monitor = settings.get("checkpoint_monitor")
     if monitor:
-        made.append(ModelCheckpoint(
-            dirpath=folder, filename="best", monitor=monitor["monitor"], mode=monitor["mode"], save_top_k=1,
-            enable_version_counter=False, save_on_train_epoch_end=False,
-        ))
+        made.append(
+            ModelCheckpoint(
+                dirpath=folder,
+                filename="best",
+                monitor=monitor["monitor"],
+                mode=monitor["mode"],
+                save_top_k=1,
+                enable_version_counter=False,
+                save_on_train_epoch_end=False,
+            )
+        )
     return made

@@ -69,15 +69,22 @@ def batch_sizes(cfg: DictConfig, world_size: int, *, evaluation: bool = False) -
         return loader.eval_batch_size or share, 1
     share, rest = divmod(loader.global_batch_size, world_size)
     if rest or not share:
-        raise user_error("loader.global_batch_size", loader.global_batch_size,
-                         f"it cannot be divided over {world_size} devices",
-                         f"use a multiple of {world_size}, for instance {(share + 1) * world_size}")
+        raise user_error(
+            "loader.global_batch_size",
+            loader.global_batch_size,
+            f"it cannot be divided over {world_size} devices",
+            f"use a multiple of {world_size}, for instance {(share + 1) * world_size}",
+        )
     per_device = share if loader.batch_size is None else loader.batch_size
     if per_device < 1 or share % per_device:
         fitting = max(s for s in range(1, share + 1) if share % s == 0 and s <= max(per_device, 1))
-        raise user_error("loader.batch_size", per_device,
-                         f"the share of a device in loader.global_batch_size={loader.global_batch_size} is "
-                         f"{share} (devices: {world_size}), not a multiple of it", f"use for instance {fitting}")
+        raise user_error(
+            "loader.batch_size",
+            per_device,
+            f"the share of a device in loader.global_batch_size={loader.global_batch_size} is "
+            f"{share} ({world_size} devices), not a multiple of it",
+            f"use for instance {fitting}",
+        )
     return per_device, share // per_device
 
 
@@ -98,11 +105,22 @@ def get_train_dataloader(
     dataset = get_dataset(cfg, tokenizer, "train")
     size = cfg.loader.global_batch_size
     if cfg.loader.drop_last and len(dataset) < size:
-        raise user_error("loader.global_batch_size", size, f"the training data has {len(dataset)} rows only",
-                         "use a smaller batch, or loader.drop_last=False to let a batch run over epochs")
+        raise user_error(
+            "loader.global_batch_size",
+            size,
+            f"the training data has {len(dataset)} rows only",
+            "use a smaller batch, or loader.drop_last=False to let a batch run over epochs",
+        )
     sampler = GlobalBatchSampler(
-        len(dataset), size, per_device, rank=rank, world_size=world_size, seed=cfg.seed,
-        start_step=start_step, drop_last=cfg.loader.drop_last)
+        len(dataset),
+        size,
+        per_device,
+        rank=rank,
+        world_size=world_size,
+        seed=cfg.seed,
+        start_step=start_step,
+        drop_last=cfg.loader.drop_last,
+    )
     return _loader(cfg, dataset, sampler)
 
 
@@ -128,8 +146,13 @@ def _loader(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     pin = torch.cuda.is_available() if cfg.loader.pin_memory is None else cfg.loader.pin_memory
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_as_it_is,
-        persistent_workers=workers > 0, pin_memory=pin and torch.cuda.is_available())
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        persistent_workers=workers > 0,
+        pin_memory=pin and torch.cuda.is_available(),
+    )
 
 
 def _num_workers(asked: int | None, dataset: TokenDataset) -> int:

@@ -42,8 +42,14 @@ class Nelbo(Metric):
     def compute(self) -> dict[str, float]:
         """See the class; nan where nothing was counted."""
         if self.tokens == 0:
-            return {"nll": math.nan, "bpd": math.nan, "ppl": math.nan, "nll_stderr": math.nan, "bpd_stderr": math.nan,
-                    "tokens": 0}
+            return {
+                "nll": math.nan,
+                "bpd": math.nan,
+                "ppl": math.nan,
+                "nll_stderr": math.nan,
+                "bpd_stderr": math.nan,
+                "tokens": 0,
+            }
         nll = float(self.nll_sum / self.tokens)
         residual = self.nll_squares - 2 * nll * self.products + nll * nll * self.token_squares
         n = float(self.sequences)

@@ -29,7 +29,12 @@ def lr_multiplier(settings: Mapping[str, Any], lr: float, max_steps: int) -> Cal
     if name == "step_scheduler":
         warmup, every, factor = (settings[k] for k in ("num_warmup_steps", "decay_every", "decay_factor"))
         return lambda step: min(1.0, (step + 1) / max(1, warmup)) * factor ** (step // every)
-    raise user_error("lr_scheduler.name", name, "no such schedule", "use constant_warmup, cosine_decay_warmup or step_scheduler")
+    raise user_error(
+        "lr_scheduler.name",
+        name,
+        "no such schedule",
+        "use constant_warmup, cosine_decay_warmup or step_scheduler",
+    )
 
 
 def _cosine(warmup: float, floor: float, max_steps: int) -> Callable[[int], float]:

@@ -25,7 +25,7 @@ from metrics import Nelbo, sample_entropy
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
-from samplers.base import Samples, SamplerSettings
+from samplers.base import SamplerSettings, Samples
 from samplers.draws import KeyedDraws
 from samplers.registry import get_sampler
 from schedulers import lr_multiplier
@@ -161,12 +161,16 @@ class TrainerBase(L.LightningModule):
         loss = output.loss.detach()
         if not torch.isfinite(loss):
             raise user_error(
-                "trainer/loss", float(loss), f"not a finite number at step {self.global_step}",
+                "trainer/loss",
+                float(loss),
+                f"not a finite number at step {self.global_step}",
                 "the last checkpoint is intact; lower optim.lr, clip gradients, or resume from it",
             )
         nll = output.token_nll.sum() / output.loss_mask.sum().clamp(min=1)
         values = {
-            "trainer/loss": loss, "train/nll": nll, "train/bpd": nll / math.log(2),
+            "trainer/loss": loss,
+            "train/nll": nll,
+            "train/bpd": nll / math.log(2),
             "train/ppl": nll.clamp(max=80).exp(),
         }
         self.log_dict(values, on_step=True, sync_dist=True)

@@ -40,8 +40,18 @@ class GlobalBatchSampler(Sampler[Pairs]):
         start_step: number of optimizer steps already made.
     """
 
-    def __init__(self, num_rows: int, global_batch_size: int, batch_size: int, *, rank: int = 0,
-                 world_size: int = 1, seed: int = 0, start_step: int = 0, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        global_batch_size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+        drop_last: bool = True,
+    ) -> None:
         assert global_batch_size % (batch_size * world_size) == 0 and 0 <= rank < world_size
         assert num_rows >= (global_batch_size if drop_last else 1)
         self.batch_size, self.start_step = batch_size, start_step
@@ -56,7 +66,7 @@ class GlobalBatchSampler(Sampler[Pairs]):
         position, missing = step * self._global, self._global
         while missing:
             epoch, start = divmod(position, self._epoch_rows)
-            parts.append(self._epoch_order(epoch)[start:min(start + missing, self._epoch_rows)])
+            parts.append(self._epoch_order(epoch)[start : min(start + missing, self._epoch_rows)])
             position, missing = position + len(parts[-1]), missing - len(parts[-1])
         return np.concatenate(parts)
 

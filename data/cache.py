@@ -81,7 +81,8 @@ def _read_valid(folder: Path, parts: dict[str, Any]) -> dict[str, Any] | None:
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         intact = meta["parts"] == parts and all(
-            _fingerprint(folder / name) == expected for name, expected in meta["files"].items())
+            _fingerprint(folder / name) == expected for name, expected in meta["files"].items()
+        )
         return meta if intact and isinstance(meta["report"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -29,8 +29,9 @@ class TokenDataset:
     def open(cls, folder: Path) -> TokenDataset:
         """Map the arrays of a cache folder; nothing is read yet."""
         lengths = folder / LENGTHS_FILE
-        dataset = cls(np.load(folder / TOKENS_FILE, mmap_mode="r"),
-                      np.load(lengths) if lengths.exists() else None)
+        dataset = cls(
+            np.load(folder / TOKENS_FILE, mmap_mode="r"), np.load(lengths) if lengths.exists() else None
+        )
         dataset._folder = folder
         return dataset
 
@@ -63,7 +64,7 @@ class TokenDataset:
         return {"input_ids": input_ids, "attention_mask": torch.from_numpy(counted)}
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """A micro-batch for torch's DataLoader from pairs (row, index); adds ``row`` (B,) int64 to ``fetch``."""
+        """``fetch`` for torch's DataLoader, from pairs (row, index); adds ``row`` (B,) int64."""
         rows, indices = np.asarray(pairs, dtype=np.int64).T
         return {**self.fetch(indices), "row": torch.from_numpy(rows.copy())}
 

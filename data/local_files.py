@@ -39,8 +39,9 @@ def find_files(path: Path, role: Role, key: str) -> list[Path]:
         return files
     if not named[role]:
         wanted = ", ".join(f"{name}*" for name in _ROLE_NAMES[role])
-        raise user_error(key, str(path), f"the folder has no file for {role}",
-                         f"name one of its files {wanted}")
+        raise user_error(
+            key, str(path), f"the folder has no file for {role}", f"name one of its files {wanted}"
+        )
     return named[role]
 
 
@@ -52,8 +53,12 @@ def read_files(files: Iterable[Path], column: str, key: str) -> Iterator[list[st
 
 def missing_column(key: str, where: str, column: str, there: Iterable[str]) -> ValueError:
     """The error for a data set without the text column."""
-    return user_error(key, where, f"no column {column!r} (there is: {', '.join(sorted(there))})",
-                      f"rename the text column to {column!r}")
+    return user_error(
+        key,
+        where,
+        f"no column {column!r} (there is: {', '.join(sorted(there))})",
+        f"rename the text column to {column!r}",
+    )
 
 
 def _is_data(file: Path) -> bool:
@@ -63,8 +68,9 @@ def _is_data(file: Path) -> bool:
 
 def _named(files: list[Path], folder: Path, role: Role) -> list[Path]:
     for name in _ROLE_NAMES[role]:
-        found = [file for file in files
-                 if any(part.startswith(name) for part in file.relative_to(folder).parts)]
+        found = [
+            file for file in files if any(part.startswith(name) for part in file.relative_to(folder).parts)
+        ]
         if found:
             return found
     return []
@@ -83,8 +89,9 @@ def _read_jsonl(file: Path, column: str, key: str) -> Iterator[list[str]]:
             try:
                 records = [json.loads(line) for line in batch if line.strip()]
             except json.JSONDecodeError as error:
-                raise user_error(key, str(file), f"not JSON, one object a line ({error})",
-                                 "mend the file") from error
+                raise user_error(
+                    key, str(file), f"not JSON, one object a line ({error})", "mend the file"
+                ) from error
             for record in records:
                 if not isinstance(record, dict) or column not in record:
                     raise missing_column(key, str(file), column, record if isinstance(record, dict) else ())
@@ -115,10 +122,13 @@ def _read_arrow(file: Path, column: str, key: str) -> Iterator[list[str]]:
                 raise missing_column(key, str(file), column, batch.schema.names)
             texts = batch.column(column).to_pylist()
             for start in range(0, len(texts), _BATCH):
-                yield texts[start:start + _BATCH]
+                yield texts[start : start + _BATCH]
 
 
 READERS: dict[str, Callable[[Path, str, str], Iterator[list[str]]]] = {
-    ".txt": _read_lines, ".jsonl": _read_jsonl, ".json": _read_jsonl,
-    ".parquet": _read_parquet, ".arrow": _read_arrow,
+    ".txt": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
 }

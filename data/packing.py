@@ -52,10 +52,10 @@ class BlockPacker:
         stream = np.concatenate([self._rest, tokens.astype(self._dtype)])
         inner = self._length - 2
         count = len(stream) // inner
-        self._rest = stream[count * inner:]
+        self._rest = stream[count * inner :]
         blocks = np.empty((count, self._length), dtype=self._dtype)
         blocks[:, 0], blocks[:, -1] = self._bos, self._eos
-        blocks[:, 1:-1] = stream[:count * inner].reshape(count, inner)
+        blocks[:, 1:-1] = stream[: count * inner].reshape(count, inner)
         return blocks
 
     @property

@@ -61,28 +61,39 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
         ValueError: the source is missing, empty, too short for one row, or does not fit the tokenizer.
     """
     if recipe.length < 3:
-        raise user_error("model.length", recipe.length, "no room for a token between bos and eos",
-                         "use 3 or more")
+        raise user_error(
+            "model.length", recipe.length, "no room for a token between bos and eos", "use 3 or more"
+        )
     row = SOURCES.get(recipe.source)
     if isinstance(row, GeneratedRows):
         borders = (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
         if row.bordered and (tokenizer.bos_token_id, tokenizer.eos_token_id) != borders:
-            raise user_error(ROLE_KEYS[recipe.role], recipe.source,
-                             "its last two symbols are bos and eos, unlike this tokenizer's",
-                             f"use data.tokenizer_name_or_path={recipe.source}")
+            raise user_error(
+                ROLE_KEYS[recipe.role],
+                recipe.source,
+                "its last two symbols are bos and eos, unlike this tokenizer's",
+                f"use data.tokenizer_name_or_path={recipe.source}",
+            )
         return TokenDataset(row.rows(recipe.role, recipe.length, tokenizer.vocab_size))
-    corpus = open_corpus(recipe.source, recipe.role, rules=recipe.rules, cache_dir=recipe.cache_dir,
-                         revision=recipe.revision)
+    corpus = open_corpus(
+        recipe.source, recipe.role, rules=recipe.rules, cache_dir=recipe.cache_dir, revision=recipe.revision
+    )
     if corpus.running and not recipe.wrap:
-        raise user_error("data.wrap", recipe.wrap, f"{recipe.source} is one running text",
-                         "use data.wrap=True")
+        raise user_error(
+            "data.wrap", recipe.wrap, f"{recipe.source} is one running text", "use data.wrap=True"
+        )
     parts = {
-        "corpus": corpus.identity, "tokenizer": fingerprint(tokenizer), "length": recipe.length,
-        "wrap": recipe.wrap, "insert_eos": recipe.wrap and recipe.insert_eos, "eos": recipe.eos,
+        "corpus": corpus.identity,
+        "tokenizer": fingerprint(tokenizer),
+        "length": recipe.length,
+        "wrap": recipe.wrap,
+        "insert_eos": recipe.wrap and recipe.insert_eos,
+        "eos": recipe.eos,
     }
     label = f"{Path(recipe.source).stem or 'data'}-{recipe.role}-{recipe.length}"
-    folder, _ = open_or_build(recipe.cache_dir, label, parts,
-                              lambda target: _build(target, recipe, corpus, tokenizer))
+    folder, _ = open_or_build(
+        recipe.cache_dir, label, parts, lambda target: _build(target, recipe, corpus, tokenizer)
+    )
     return TokenDataset.open(folder)
 
 
@@ -102,8 +113,9 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], li
     """
     backend = _plain_backend(tokenizer)
     if backend is None:
-        return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=True,
-                                       verbose=False)["input_ids"]
+        return lambda texts: tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
     backend.encode_special_tokens = True
     return lambda texts: [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -146,36 +158,58 @@ def _build(
         raise _too_short(recipe, counts)
     if not recipe.wrap:
         np.save(target / LENGTHS_FILE, np.concatenate(lengths))
-    log.info("%s (%s): %s rows of %d from %s texts; %s of %s tokens %s", recipe.source, recipe.role,
-             f"{count:,}", recipe.length, f"{counts['texts']:,}", f"{counts['dropped']:,}",
-             f"{counts['tokens']:,}", "dropped at the end" if recipe.wrap else "cut off")
+    log.info(
+        "%s (%s): %s rows of %d from %s texts; %s of %s tokens %s",
+        recipe.source,
+        recipe.role,
+        f"{count:,}",
+        recipe.length,
+        f"{counts['texts']:,}",
+        f"{counts['dropped']:,}",
+        f"{counts['tokens']:,}",
+        "dropped at the end" if recipe.wrap else "cut off",
+    )
     return {"rows": count, **counts}
 
 
-def _encoded(texts: Iterator[list[str]], tokenizer: PreTrainedTokenizerBase, mask_id: int, vocab_size: int,
-             counts: dict[str, int]) -> Iterator[Documents]:
+def _encoded(
+    texts: Iterator[list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    mask_id: int,
+    vocab_size: int,
+    counts: dict[str, int],
+) -> Iterator[Documents]:
     encode = text_encoder(tokenizer)
     for batch in texts:
         documents = Documents.of(encode(batch))
         wrong = documents.tokens[(documents.tokens >= vocab_size) | (documents.tokens == mask_id)]
         if len(wrong):
-            raise user_error("data.tokenizer_name_or_path", tokenizer.name_or_path,
-                             f"it turns text into id {wrong[0]}, but the model has {vocab_size} ids, and "
-                             f"{mask_id} is its mask", "use a tokenizer whose text tokens lie below its vocab_size")
+            raise user_error(
+                "data.tokenizer_name_or_path",
+                tokenizer.name_or_path,
+                f"it turns text into id {wrong[0]}, but the model has {vocab_size} ids, and "
+                f"{mask_id} is its mask",
+                "use one whose tokens lie below its vocab_size",
+            )
         counts["texts"] += len(documents.sizes)
         counts["tokens"] += len(documents.tokens)
         yield documents
 
 
-def _packed(batches: Iterator[Documents], packer: BlockPacker, separator: int | None,
-            counts: dict[str, int]) -> Iterator[np.ndarray]:
+def _packed(
+    batches: Iterator[Documents], packer: BlockPacker, separator: int | None, counts: dict[str, int]
+) -> Iterator[np.ndarray]:
     for documents in batches:
         yield packer.feed(documents.tokens if separator is None else with_eos(documents, separator))
     counts["dropped"] = packer.leftover
 
 
-def _padded(batches: Iterator[Documents], layout: tuple[int, int, int, int, np.dtype],
-            lengths: list[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:
+def _padded(
+    batches: Iterator[Documents],
+    layout: tuple[int, int, int, int, np.dtype],
+    lengths: list[np.ndarray],
+    counts: dict[str, int],
+) -> Iterator[np.ndarray]:
     for documents in batches:
         rows, kept = pad_documents(documents, *layout)
         counts["dropped"] += len(documents.tokens) - int((kept - 2).sum())
@@ -203,5 +237,10 @@ def _too_short(recipe: Recipe, counts: dict[str, int]) -> ValueError:
     key = ROLE_KEYS[recipe.role]
     if counts["tokens"] == 0:
         return user_error(key, recipe.source, f"the set for {recipe.role} holds no text", "use another one")
-    return user_error(key, recipe.source, f"its {counts['tokens']} tokens for {recipe.role} do not fill one "
-                      f"block of model.length={recipe.length}", "use a smaller model.length or more text")
+    return user_error(
+        key,
+        recipe.source,
+        f"its {counts['tokens']} tokens for {recipe.role} do not fill one "
+        f"block of model.length={recipe.length}",
+        "use a smaller model.length or more text",
+    )

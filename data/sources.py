@@ -71,8 +71,13 @@ SOURCES: dict[str, HubSource | RunningText | GeneratedRows] = {
     "openwebtext": HubSource("Skylion007/openwebtext", splits={"train": "train"}),
     "openwebtext-train": HubSource("Skylion007/openwebtext", splits={"train": "train[:-100000]"}),
     "openwebtext-valid": HubSource("Skylion007/openwebtext", splits={"validation": "train[-100000:]"}),
-    "lm1b": HubSource("billion-word-benchmark/lm1b", data_dir="plain_text", revision="refs/convert/parquet",
-                      splits={"train": "train", "validation": "test"}, detokenizer="lm1b"),
+    "lm1b": HubSource(
+        "billion-word-benchmark/lm1b",
+        data_dir="plain_text",
+        revision="refs/convert/parquet",
+        splits={"train": "train", "validation": "test"},
+        detokenizer="lm1b",
+    ),
     "ag_news": HubSource("fancyzhx/ag_news", splits={"train": "train", "validation": "test"}),
 }
 
@@ -120,13 +125,20 @@ def open_corpus(name: str, role: Role, *, rules: str, cache_dir: Path, revision:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         row = replace(_rules_of(rules), path=name, config=None, data_dir=None, revision=None)
         return _hub_corpus(name, role, row, cache_dir, revision)
-    raise user_error(ROLE_KEYS[role], name, "neither a known data set nor a local path",
-                     f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}")
+    raise user_error(
+        ROLE_KEYS[role],
+        name,
+        "neither a known data set nor a local path",
+        f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}",
+    )
 
 
 def _rules_of(name: str) -> HubSource:
-    fitting = [key for key, row in SOURCES.items()
-               if isinstance(row, HubSource) and (name == key or name.startswith(f"{key}-"))]
+    fitting = [
+        key
+        for key, row in SOURCES.items()
+        if isinstance(row, HubSource) and (name == key or name.startswith(f"{key}-"))
+    ]
     return SOURCES[max(fitting, key=len)] if fitting else HubSource("")
 
 
@@ -151,13 +163,17 @@ def _local_corpus(path: Path, role: Role, row: HubSource) -> Corpus:
 
 def _hub_corpus(name: str, role: Role, row: HubSource, cache_dir: Path, revision: str | None) -> Corpus:
     if role not in row.splits:
-        fitting = [key for key, other in SOURCES.items()
-                   if not isinstance(other, HubSource) or role in other.splits]
-        raise user_error(ROLE_KEYS[role], name, f"it has no split for {role}",
-                         f"use one of {', '.join(sorted(fitting))}")
+        fitting = [
+            key for key, other in SOURCES.items() if not isinstance(other, HubSource) or role in other.splits
+        ]
+        raise user_error(
+            ROLE_KEYS[role], name, f"it has no split for {role}", f"use one of {', '.join(sorted(fitting))}"
+        )
     row = replace(row, revision=revision or row.revision)
-    identity = {"hub": [row.path, row.config, row.data_dir, row.revision, row.splits[role]],
-                **_rule_identity(row)}
+    identity = {
+        "hub": [row.path, row.config, row.data_dir, row.revision, row.splits[role]],
+        **_rule_identity(row),
+    }
 
     def texts() -> Iterator[list[str]]:
         documents = _load_from_hub(name, role, row, cache_dir)
@@ -177,12 +193,18 @@ def _load_from_hub(name: str, role: Role, row: HubSource, cache_dir: Path) -> An
     try:
         with offline_if_unreachable() as offline:
             return datasets.load_dataset(
-                row.path, row.config, data_dir=row.data_dir, revision=row.revision, split=row.splits[role],
-                cache_dir=str(cache_dir / "hub"))
+                row.path,
+                row.config,
+                data_dir=row.data_dir,
+                revision=row.revision,
+                split=row.splits[role],
+                cache_dir=str(cache_dir / "hub"),
+            )
     except Exception as error:  # half a dozen libraries below, each with its own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         problem = f"{row.path} cannot be read from the hub ({'no network' if offline else reason})"
         place = cache_dir / "local" / name if name in SOURCES else "any folder"
-        mend = (f"put its {role} text as {role}.parquet, .jsonl, .txt or .arrow into {place}"
-                + ("" if name in SOURCES else f" and give that folder as {ROLE_KEYS[role]}"))
+        mend = f"put its {role} text as {role}.parquet, .jsonl, .txt or .arrow into {place}" + (
+            "" if name in SOURCES else f" and give that folder as {ROLE_KEYS[role]}"
+        )
         raise user_error(ROLE_KEYS[role], name, problem, mend) from error

@@ -34,8 +34,9 @@ def text8_text(role: Role, cache_dir: Path) -> str:
     except (zipfile.BadZipFile, KeyError) as error:
         raise user_error(key, "text8", f"{archive} is no archive of text8 ({error})", "delete it") from error
     if len(content) != SIZE:
-        raise user_error(key, "text8", f"{plain or archive} has {len(content)} characters, not {SIZE}",
-                         "delete it")
+        raise user_error(
+            key, "text8", f"{plain or archive} has {len(content)} characters, not {SIZE}", "delete it"
+        )
     start, end = _PARTS[role]
     return content[start:end].decode("ascii")
 
@@ -46,5 +47,9 @@ def _download(archive: Path, key: str) -> None:
         with urllib.request.urlopen(URL, timeout=60) as remote, atomic_open(archive, "wb") as file:
             shutil.copyfileobj(remote, file)
     except OSError as error:
-        raise user_error(key, "text8", f"{URL} cannot be fetched ({error})",
-                         f"put text8.zip or the file text8 into {archive.parent}") from error
+        raise user_error(
+            key,
+            "text8",
+            f"{URL} cannot be fetched ({error})",
+            f"put text8.zip or the file text8 into {archive.parent}",
+        ) from error

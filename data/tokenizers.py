@@ -43,8 +43,12 @@ def get_tokenizer(name_or_path: str, vocab_size: int | None = None) -> PreTraine
     else:
         tokenizer = _load(name_or_path)
     if vocab_size not in (None, tokenizer.vocab_size):
-        raise user_error("data.vocab_size", vocab_size,
-                         f"the tokenizer {name_or_path} has {tokenizer.vocab_size} tokens", "leave it null")
+        raise user_error(
+            "data.vocab_size",
+            vocab_size,
+            f"the tokenizer {name_or_path} has {tokenizer.vocab_size} tokens",
+            "leave it null",
+        )
     return tokenizer
 
 
@@ -68,8 +72,12 @@ def boundary_ids(tokenizer: PreTrainedTokenizerBase, eos: str) -> tuple[int, int
     for bert that is 101, [CLS]. ``eos="sep"`` is the eos token's own id (bert: 102).
     """
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise user_error("data.tokenizer_name_or_path", tokenizer.name_or_path or type(tokenizer).__name__,
-                         "it has no bos or no eos token to put around sequences", "choose another tokenizer")
+        raise user_error(
+            "data.tokenizer_name_or_path",
+            tokenizer.name_or_path or type(tokenizer).__name__,
+            "it has no bos or no eos token to put around sequences",
+            "choose another tokenizer",
+        )
     if eos == "sep":
         return tokenizer.bos_token_id, tokenizer.eos_token_id
     if eos == "official":
@@ -87,8 +95,16 @@ def _text8_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()  # without it, a blank comes between any two tokens
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", bos_token="[BOS]", eos_token="[EOS]",
-        mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]", clean_up_tokenization_spaces=False)
+        tokenizer_object=backend,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        mask_token="[MASK]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _synthetic_tokenizer() -> PreTrainedTokenizerFast:
@@ -100,8 +116,9 @@ def _synthetic_tokenizer() -> PreTrainedTokenizerFast:
 def _align_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """The numbers 0..vocab_size-1; sequences have no borders, so there is no bos and no eos."""
     if vocab_size < 1:
-        raise user_error("data.vocab_size", vocab_size, "a vocabulary has at least one symbol",
-                         "use 1 or more")
+        raise user_error(
+            "data.vocab_size", vocab_size, "a vocabulary has at least one symbol", "use 1 or more"
+        )
     return _numbers_tokenizer([str(i) for i in range(vocab_size)])
 
 
@@ -141,8 +158,12 @@ def _load(name_or_path: str) -> PreTrainedTokenizerBase:
         tokenizer.eos_token = tokenizer.sep_token
     for wanted, fallback in (("bos", "cls"), ("eos", "sep")):
         if getattr(tokenizer, f"{wanted}_token") is None:
-            raise user_error(key, name_or_path, f"the tokenizer has neither a {wanted} nor a {fallback} token",
-                             f"name its {wanted}_token in tokenizer_config.json, or use another tokenizer")
+            raise user_error(
+                key,
+                name_or_path,
+                f"it has neither a {wanted} nor a {fallback} token",
+                f"name its {wanted}_token in tokenizer_config.json, or use another tokenizer",
+            )
     return tokenizer
 
 

@@ -7,6 +7,7 @@ arXiv 2409.02908, section 4). Here one 53-bit uniform is looked up in the cumula
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import NEG_INF
@@ -21,7 +22,7 @@ def sample_categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
     Args:
         log_probs: (N, V) float log-probabilities; need not be normalised exactly, each row must have mass.
-        uniforms: (N,) float64 in [0, 1).
+        uniforms: (N,) float64 in [0, 1); 1 counts as the number just below it.
 
     Returns:
         (N,) int64.
@@ -38,7 +39,7 @@ def sample_categorical(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 def _inverse_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = probs.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1]
-    # u * total may round up to total, beyond the last symbol with mass.
+    # A uniform that was rounded up to 1 must not point beyond the last symbol with mass.
     height = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, height.unsqueeze(-1), right=True).squeeze(-1)
     if probs.device.type == "cpu":
@@ -56,16 +57,21 @@ def temper(log_probs: Tensor, temperature: float) -> Tensor:
         ValueError: ``temperature`` not positive.
     """
     if not temperature > 0.0:
-        raise ValueError(f"sampling.temperature={temperature}: must be positive; 1.0 leaves the model as it is")
+        raise ValueError(f"sampling.temperature={temperature}: must be positive; 1.0 changes nothing")
     if temperature == 1.0:
         return log_probs
     return torch.log_softmax(log_probs / temperature, dim=-1)
 
 
 def nucleus(log_probs: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of most likely symbols with mass at least ``p``, renormalised (Holtzman et al. 2020).
+    """Keep the fewest likeliest symbols with mass at least ``p`` (Holtzman et al. 2020), renormalised.
 
-    Symbols outside the set get NEG_INF; 1.0 switches the filter off.
+    Args:
+        log_probs: (N, V) log-probabilities. Of symbols equally likely at the edge any may stay.
+        p: mass in (0, 1]; 1.0 switches the filter off.
+
+    Returns:
+        (N, V), NEG_INF (up to the normaliser) outside the set.
 
     Raises:
         ValueError: ``p`` outside (0, 1].
@@ -74,11 +80,18 @@ def nucleus(log_probs: Tensor, p: float) -> Tensor:
         raise ValueError(f"sampling.p_nucleus={p}: must lie in (0, 1]; 1.0 switches the filter off")
     if p == 1.0:
         return log_probs
-    ordered, index = log_probs.sort(dim=-1, descending=True, stable=True)
-    cumulative = ordered.exp().cumsum(-1, dtype=torch.float64)
-    # A symbol is dropped when those before it already hold the mass; the first one always stays.
-    before = cumulative.roll(1, dims=-1)
-    before[..., 0] = 0.0
-    dropped = torch.empty_like(index, dtype=torch.bool)
-    dropped.scatter_(-1, index, before >= p * cumulative[..., -1:])
-    return torch.log_softmax(log_probs.masked_fill(dropped, NEG_INF), dim=-1)
+    vocab_size = log_probs.shape[-1]
+    needed = p * log_probs.exp().sum(-1, keepdim=True, dtype=torch.float64)
+    kept = torch.zeros_like(log_probs, dtype=torch.bool)
+    rows = torch.arange(len(log_probs), device=log_probs.device)
+    # Sorting a whole vocabulary costs ten times the head that made it; the set is usually small.
+    size = min(256, vocab_size)
+    while rows.numel() > 0:
+        top, index = log_probs[rows].topk(size, dim=-1)
+        cumulative = top.exp().cumsum(-1, dtype=torch.float64)
+        # A symbol stays while those before it lack mass; so the first one always does.
+        lacking = F.pad(cumulative[:, :-1], (1, 0)) < needed[rows]
+        kept[rows] = torch.zeros_like(kept[rows]).scatter_(-1, index, lacking)
+        unfinished = (cumulative[:, -1:] < needed[rows]).squeeze(-1) & (size < vocab_size)
+        rows, size = rows[unfinished], min(16 * size, vocab_size)
+    return torch.log_softmax(log_probs.masked_fill(~kept, NEG_INF), dim=-1)

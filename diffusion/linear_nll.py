@@ -60,7 +60,7 @@ class LinearHead:
             yield rows, logits
 
     def nll_and_exponentials(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(nll (n,), exp(logits - max) (n, V), its sums (n, 1)); reuses the memory of ``logits`` if it can."""
+        """(nll (n,), exp(logits - max) (n, V), its sums (n, 1)); writes over ``logits`` if it can."""
         logits = logits.to(self.dtype)
         highest = logits.amax(-1, keepdim=True)
         gap = highest - logits.gather(1, targets.unsqueeze(1))
@@ -114,7 +114,7 @@ class _WeightedLinearNLL(torch.autograd.Function):
         for rows, logits in head.chunks(features):
             target = targets[rows].unsqueeze(1)
             nll[rows], grad, total = head.nll_and_exponentials(logits, targets[rows])
-            # softmax - onehot is grad / total; the factor w / total waits for the narrow sides of the products.
+            # softmax - onehot is grad / total; the factor w / total goes to the narrow sides of the products.
             grad.scatter_add_(1, target, -total)
             scale = (weights[rows].unsqueeze(1) / total).to(features.dtype)
             if grad is not logits:

@@ -74,7 +74,7 @@ class LogLinear(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """alpha = 1 - cos(pi/2 (1 - u)) with u = (1 - eps) t (MDLM, Sahoo et al. 2024, with the true derivative)."""
+    """alpha = 1 - cos(pi/2 (1 - u)), u = (1 - eps) t (MDLM, Sahoo et al. 2024, with the true derivative)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         # 1 - cos(x) = 2 sin(x/2)^2 keeps its digits near t = 1, where alpha is about 1e-6.
@@ -103,5 +103,6 @@ def get_schedule(name: str, eps: float = 1e-3) -> Schedule:
         ValueError: unknown name, or ``eps`` outside (0, 1).
     """
     if name not in _SCHEDULES:
-        raise ValueError(f"noise.type={name}: no such schedule; choose one of {', '.join(sorted(_SCHEDULES))}")
+        names = ", ".join(sorted(_SCHEDULES))
+        raise ValueError(f"noise.type={name}: no such schedule; choose one of {names}")
     return _SCHEDULES[name](eps=eps)

@@ -33,7 +33,7 @@ def masked_nelbo(
     loss_mask: Tensor,
     num_tokens: Tensor | int,
 ) -> LossOutput:
-    """Weighted cross-entropy over masked positions, the head run on those alone (MDLM, Sahoo et al. 2024, eq. 10).
+    """Weighted cross-entropy over masked positions, the head run on those alone (MDLM, Sahoo et al. 2024).
 
     loss = sum over masked positions inside ``loss_mask`` of weight_b * (-log x_theta[x0]) / num_tokens.
     The weight decides the form: ``Schedule.weight(t)`` gives the NELBO by time, ones its low-variance
@@ -59,8 +59,8 @@ def masked_nelbo(
 def count_weight(num_masked: Tensor, loss_mask: Tensor) -> Tensor:
     """Weights N/n of the NELBO by number of masks (Zheng et al., arXiv 2409.02908), (B,) float64.
 
-    With n uniform on 1..N and n random positions masked, N/n times their summed cross-entropy has the NELBO of
-    the sequence as its expectation.
+    With n uniform on 1..N and n random positions masked, N/n times their summed cross-entropy has the NELBO
+    of the sequence as its expectation.
 
     Args:
         num_masked: (B,) int64 n.

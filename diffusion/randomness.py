@@ -72,7 +72,14 @@ def fold_in(key: Tensor | int, data: Tensor | int) -> Tensor:
 
 
 def row_keys(seed: int, stream: int, step: int, rows: Tensor) -> Tensor:
-    """One key per row: (B,) int64 from the run's seed, a ``Stream``, the step and the rows' global numbers (B,)."""
+    """One key per row, (B,) int64.
+
+    Args:
+        seed: of the run.
+        stream: what the numbers are for, a ``Stream``.
+        step: the optimizer step, or whatever counts batches.
+        rows: (B,) int64, the rows' numbers in the global batch.
+    """
     return fold_in(fold_in(fold_in(seed, int(stream)), step), rows)
 
 

@@ -54,7 +54,7 @@ def training_times(
 
 
 def mask_counts(times: Tensor, maskable: Tensor) -> Tensor:
-    """Numbers of masks n = ceil(t N), in 1..N, for the count form of the NELBO (Zheng et al., arXiv 2409.02908).
+    """Numbers of masks n = ceil(t N), in 1..N, for the NELBO by count (Zheng et al., arXiv 2409.02908).
 
     Stratified ``times`` give low-discrepancy counts; times drawn with ``sampling_eps=0`` give counts that are
     exactly uniform on 1..N.

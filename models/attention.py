@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Above this many scores the plain path would hold too much memory (256 MB in bfloat16).
-PLAIN_MAX_SCORES = 2**27
+# Above this many scores the plain path would keep too much for the backward pass (64 MB a block in bfloat16).
+PLAIN_MAX_SCORES = 2**25
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0) -> Tensor:
@@ -44,7 +44,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, so
 
 
 def _plain_is_faster(q: Tensor, k: Tensor) -> bool:
-    # PyTorch's fused CPU kernel is about 5 times slower than plain products in bfloat16, forward and backward.
+    # In bfloat16 PyTorch's fused CPU kernel takes about 5 times as long as plain products, with its backward.
     small = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= PLAIN_MAX_SCORES
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and small
 
@@ -54,33 +54,39 @@ class Rotary(nn.Module):
 
     Args:
         head_dim: E, even.
+        length: positions that tables are made for at first.
     """
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int) -> None:
+    def __init__(self, head_dim: int, length: int) -> None:
         super().__init__()
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("inv_freq", 1.0 / 10000.0**exponents)
-        self._tables: dict[tuple[int, torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self.length = length
+        self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def forward(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Tables (cos, sin), each (L, 1, 1, E), of positions 0..L-1; sin is negative in the first half.
 
-        They are made in float32 once per length, dtype and device.
+        They are made in float32, once per dtype and device (again only for a greater length).
         """
-        key = (length, dtype, self.inv_freq.device)
+        key = (dtype, self.inv_freq.device)
+        if length > self.length:
+            self.length = length
+            self._tables.clear()
         if key not in self._tables:
-            # Not in inference mode: its tensors could not be saved for a later backward pass.
-            with torch.inference_mode(False):
-                positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
-                angles = torch.outer(positions, self.inv_freq.clone())[:, None, None, :]
-                cos, sin = angles.cos(), angles.sin()
-                self._tables[key] = (
-                    torch.cat((cos, cos), -1).to(dtype),
-                    torch.cat((-sin, sin), -1).to(dtype),
-                )
-        return self._tables[key]
+            self._tables[key] = self._make_tables(self.length, dtype)
+        cos, sin = self._tables[key]
+        return cos[:length], sin[:length]
+
+    def _make_tables(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # Not in inference mode: its tensors could not be saved for a later backward pass.
+        with torch.inference_mode(False):
+            positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
+            angles = torch.outer(positions, self.inv_freq.clone())[:, None, None, :]
+            cos, sin = angles.cos(), angles.sin()
+            return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

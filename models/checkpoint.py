@@ -31,7 +31,9 @@ def read_checkpoint(path: str | Path, *, key: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise user_error(key, str(path), f"cannot be read as a checkpoint ({reason})", "give another file") from error
+        raise user_error(
+            key, str(path), f"cannot be read as a checkpoint ({reason})", "give another file"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise user_error(key, str(path), "holds no state_dict", "give a Lightning checkpoint")
     return checkpoint
@@ -58,7 +60,9 @@ def load_weights(module: nn.Module, state_dict: dict[str, Tensor], *, key: str, 
     module.load_state_dict(state_dict, strict=False)
 
 
-def load_ema(ema: ExponentialMovingAverage, checkpoint: dict[str, Any], *, key: str, path: str | Path) -> None:
+def load_ema(
+    ema: ExponentialMovingAverage, checkpoint: dict[str, Any], *, key: str, path: str | Path
+) -> None:
     """The averaged weights of a checkpoint that :func:`read_checkpoint` returned, matched by name.
 
     The file lists them in the order of its trainable parameters, which is that of its state_dict.
@@ -67,7 +71,9 @@ def load_ema(ema: ExponentialMovingAverage, checkpoint: dict[str, Any], *, key: 
         ValueError: when it has none, or they do not fit.
     """
     if "ema" not in checkpoint:
-        raise user_error(key, str(path), "holds no EMA weights", "set eval.disable_ema=True to use the raw ones")
+        raise user_error(
+            key, str(path), "holds no EMA weights", "set eval.disable_ema=True to use the raw ones"
+        )
     names = [name for name in checkpoint["state_dict"] if not name.endswith(BUFFERS)]
     if len(names) > len(checkpoint["ema"]["shadow_params"]):  # the one mask of num_mask=1 is frozen
         names = [name for name in names if not name.endswith("imdm_mlp.weight")]

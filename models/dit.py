@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.attention import Rotary, attention, rotate_qkv
 from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
-from models.layers import Linear, gated_residual, gelu, init_linear, modulated_norm
+from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
 from utils import user_error
 
@@ -63,15 +63,19 @@ class BackboneConfig:
                 raise user_error(f"model.{name}", getattr(self, name), "too small", "use a positive number")
         if self.hidden_size % (2 * self.n_heads):
             raise user_error(
-                "model.hidden_size", self.hidden_size,
-                f"does not split into {self.n_heads} heads of even width", "change it or model.n_heads",
+                "model.hidden_size",
+                self.hidden_size,
+                f"does not split into {self.n_heads} heads of even width",
+                "change it or model.n_heads",
             )
         if not 0 <= self.dropout < 1:
-            raise user_error("model.dropout", self.dropout, "not a probability below 1", "use 0 to turn it off")
+            raise user_error("model.dropout", self.dropout, "not a probability below 1", "0 turns it off")
         if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
-            raise user_error("mask_id", self.mask_id, "outside the vocabulary", f"give 0..{self.vocab_size - 1}")
+            mend = f"give one in 0..{self.vocab_size - 1}"
+            raise user_error("mask_id", self.mask_id, "outside the vocabulary", mend)
         if self.mask_noise is not None and (self.mask_id is None or self.causal):
-            raise user_error("mask_noise", str(self.mask_noise), "needs masks", "give a mask_id, or no mask noise")
+            mend = "give a mask_id, or no mask noise"
+            raise user_error("mask_noise", str(self.mask_noise), "needs masks", mend)
 
 
 class DiT(nn.Module):
@@ -92,7 +96,7 @@ class DiT(nn.Module):
             config.vocab_size, config.hidden_size, config.mask_id, config.mask_noise
         )
         self.sigma_map = None if config.causal else TimestepEmbedding(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
+        self.rotary_emb = Rotary(config.hidden_size // config.n_heads, config.length)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.output_layer = OutputLayer(config)
 
@@ -176,7 +180,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, 6)
         attended = self._attend(modulated_norm(x, self.norm1.weight, shift1, scale1), rotary, dtype)
         x = gated_residual(x, attended, self.attn_out, gate1, dtype, dropout)
-        inner = gelu(self.mlp["0"](modulated_norm(x, self.norm2.weight, shift2, scale2), dtype))
+        inner = self.mlp["0"](modulated_norm(x, self.norm2.weight, shift2, scale2), dtype)
+        inner = F.gelu(inner, approximate="tanh")
         return gated_residual(x, inner, self.mlp["2"], gate2, dtype, dropout)
 
     def _attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:

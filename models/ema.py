@@ -69,7 +69,8 @@ class ExponentialMovingAverage:
         parameters = dict(model.named_parameters())
         for name in self._shadow:
             if name not in parameters:
-                raise user_error("ema", name, "the model has no such parameter", "use the model it was made of")
+                mend = "use the model it was made of"
+                raise user_error("ema", name, "the model has no such parameter", mend)
         own = {name: parameters[name].data for name in self._shadow}
         self._is_applied = True
         try:

@@ -38,13 +38,14 @@ class MaskNoiseConfig:
 
     def __post_init__(self) -> None:
         if self.noise_type not in NOISE_KINDS:
-            raise user_error("algo.noise_type", self.noise_type, "unknown", f"use one of {', '.join(NOISE_KINDS)}")
+            mend = f"use one of {', '.join(NOISE_KINDS)}"
+            raise user_error("algo.noise_type", self.noise_type, "unknown", mend)
         if self.noise_dim < 1:
             raise user_error("model.noise_dim", self.noise_dim, "no channel", "use a positive number")
         if self.num_mask < 0:
             raise user_error("algo.num_mask", self.num_mask, "negative", "use 0 for infinitely many masks")
         if self.noise_type == "learnable" and self.noise_scale != 1:
-            raise user_error("algo.noise_scale", self.noise_scale, "learnable noise learns its scale", "use 1")
+            raise user_error("algo.noise_scale", self.noise_scale, "learnable noise has its own", "use 1")
 
 
 class VocabEmbedding(nn.Module):
@@ -104,7 +105,8 @@ class VocabEmbedding(nn.Module):
             return embedded
         if cond is None or cond.shape[:2] != x.shape:
             shape = None if cond is None else tuple(cond.shape)
-            raise user_error("cond", str(shape), "no mask noise for these ids", f"give {tuple(x.shape)} seeds")
+            mend = f"give {tuple(x.shape)} seeds"
+            raise user_error("cond", str(shape), "no mask noise for these ids", mend)
         rows = (x == self.mask_id).flatten().nonzero().squeeze(1)
         noise = self._noise_embedding(cond.flatten(0, 1)[rows], rows % x.shape[1])
         return embedded.flatten(0, 1).index_add(0, rows, noise).view(embedded.shape)
@@ -154,7 +156,7 @@ class TimestepEmbedding(nn.Module):
 def timestep_frequencies() -> Tensor:
     """The 128 frequencies from 1 down to about 1/10000, (128,) float32.
 
-    The official code makes them in bfloat16, step by step (off by up to 2.8 %), and trained weights expect that.
+    The official code makes them in bfloat16, step by step (off by up to 2.8 %); trained weights expect that.
     """
     half = TIME_FEATURES // 2
     exponents = -math.log(10000) * torch.arange(half, dtype=torch.bfloat16) / half

@@ -1,6 +1,6 @@
 """Seeded mask noise: a pure function of (seed, position, channel), equal on every device and batch layout.
 
-It is the hash of the official Infinite Mask Diffusion code, since stored reflow pairs replay their noise by it.
+It is the hash of the official Infinite Mask Diffusion code: stored reflow pairs replay their noise by it.
 Shapes: N positions, C = noise_dim channels.
 """
 

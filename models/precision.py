@@ -68,7 +68,8 @@ def has_native_bfloat16(device: str | torch.device = "auto") -> bool:
         return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
     if kind in {"cpu", "auto"}:
         features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16")) and torch.backends.mkldnn.is_available()
+        native = features.get("avx512_bf16") or features.get("amx_bf16")
+        return bool(native) and torch.backends.mkldnn.is_available()
     return False
 
 

@@ -41,18 +41,20 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         for name in ("ancestral", "first_hitting"):
             content = json.loads((results / f"{name}.json").read_text())
             for run in content.get("runs", [content]):
-                rows.append({
-                    "model": model.upper(),
-                    "bits_per_char": bpc["bpd"],
-                    "bits_per_char_stderr": bpc["bpd_stderr"],
-                    "sampler": run["predictor"],
-                    "steps": run["steps"] if name == "ancestral" else None,
-                    "nfe": run["nfe"],
-                    "words_in_corpus": word_share(map(plain, run["generated_seqs"]), known),
-                    "entropy": run["entropy"],
-                    "seconds": run["total_generation_times"],
-                    "samples": run["generated_seqs"],
-                })
+                rows.append(
+                    {
+                        "model": model.upper(),
+                        "bits_per_char": bpc["bpd"],
+                        "bits_per_char_stderr": bpc["bpd_stderr"],
+                        "sampler": run["predictor"],
+                        "steps": run["steps"] if name == "ancestral" else None,
+                        "nfe": run["nfe"],
+                        "words_in_corpus": word_share(map(plain, run["generated_seqs"]), known),
+                        "entropy": run["entropy"],
+                        "seconds": run["total_generation_times"],
+                        "samples": run["generated_seqs"],
+                    }
+                )
     return rows
 
 
@@ -65,24 +67,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         bpc = f"{row['bits_per_char']:.3f} ± {row['bits_per_char_stderr']:.3f}"
         steps = row["steps"] if row["steps"] is not None else "-"
-        lines.append(f"| {row['model']} | {bpc} | {row['sampler']} | {steps} | {row['nfe']:.1f} | "
-                     f"{row['words_in_corpus']:.1%} | {row['entropy']:.3f} |")
+        lines.append(
+            f"| {row['model']} | {bpc} | {row['sampler']} | {steps} | {row['nfe']:.1f} | "
+            f"{row['words_in_corpus']:.1%} | {row['entropy']:.3f} |"
+        )
     return "\n".join(lines)
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Share of real words and entropy against the number of steps; first hitting as a horizontal line."""
-    panels = (("words_in_corpus", "share of words that occur in the corpus"), ("entropy", "sample entropy (nats)"))
+    panels = (
+        ("words_in_corpus", "share of words that occur in the corpus"),
+        ("entropy", "sample entropy (nats)"),
+    )
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for axis, (key, label) in zip(axes, panels, strict=True):
         for model, colour in zip(MODELS, ("#3b6fb6", "#d1662f"), strict=True):
             own = [row for row in rows if row["model"] == model.upper()]
             stepped = [row for row in own if row["steps"] is not None]
-            axis.plot([row["steps"] for row in stepped], [row[key] for row in stepped], "o-", color=colour,
-                      label=f"{model.upper()}, ancestral")
+            axis.plot(
+                [row["steps"] for row in stepped],
+                [row[key] for row in stepped],
+                "o-",
+                color=colour,
+                label=f"{model.upper()}, ancestral",
+            )
             for row in own:
                 if row["steps"] is None:
-                    axis.axhline(row[key], color=colour, linestyle=":", label=f"{model.upper()}, first hitting")
+                    axis.axhline(
+                        row[key], color=colour, linestyle=":", label=f"{model.upper()}, first hitting"
+                    )
         axis.set_xscale("log", base=2)
         ticks = sorted({row["steps"] for row in rows if row["steps"] is not None})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -23,7 +23,9 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     module = build_evaluated(cfg)
     module.sample_in_validation = False
     trainer = build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False)
-    loader = get_valid_dataloader(cfg, module.tokenizer, rank=trainer.global_rank, world_size=trainer.world_size)
+    loader = get_valid_dataloader(
+        cfg, module.tokenizer, rank=trainer.global_rank, world_size=trainer.world_size
+    )
     trainer.validate(module, loader, verbose=False)
     measured = module.valid_nelbo.compute()
     result = {
@@ -38,6 +40,13 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     }
     if trainer.is_global_zero:
         write_json(path, result)
-        log.info("perplexity %.3f, %.4f bits per token (nll %.4f +- %.4f nats, %d tokens) -> %s", result["perplexity"],
-                 result["bpd"], result["nll"], result["nll_stderr"], result["tokens"], path)
+        log.info(
+            "perplexity %.3f, %.4f bits per token (nll %.4f +- %.4f nats, %d tokens) -> %s",
+            result["perplexity"],
+            result["bpd"],
+            result["nll"],
+            result["nll_stderr"],
+            result["tokens"],
+            path,
+        )
     return result

@@ -36,7 +36,9 @@ def open_run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
         differences = _differences(OmegaConf.load(config_file), cfg)
         if differences:
             raise user_error(
-                "checkpointing.save_dir", str(folder), f"holds a run with other settings ({'; '.join(differences)})",
+                "checkpointing.save_dir",
+                str(folder),
+                f"holds a run with other settings ({'; '.join(differences)})",
                 "give another name=... or checkpointing.resume_from_ckpt=False",
             )
     with atomic_open(config_file) as file:

@@ -41,8 +41,13 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
     batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
     parts, started = [], time.perf_counter()
     with module.ema_weights():
-        for k in tqdm(range(cfg.sampling.num_sample_batches), desc=f"{num_steps} steps", unit="batch", leave=False,
-                      disable=None):
+        for k in tqdm(
+            range(cfg.sampling.num_sample_batches),
+            desc=f"{num_steps} steps",
+            unit="batch",
+            leave=False,
+            disable=None,
+        ):
             parts.append(module.sample(batch, num_steps, first_row=k * batch, batch_size=batch))
     seconds = time.perf_counter() - started
     tokens = torch.cat([part.tokens for part in parts]).cpu()
@@ -66,8 +71,15 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
         "checkpoint": cfg.eval.checkpoint_path,
         "generated_seqs": texts,
     }
-    log.info("%d steps (%s): entropy %.3f nats, %.1f network calls per sequence, %.1f s for %d samples", num_steps,
-             run["predictor"], run["entropy"], run["nfe"], seconds, len(texts))
+    log.info(
+        "%d steps (%s): entropy %.3f nats, %.1f network calls per sequence, %.1f s for %d samples",
+        num_steps,
+        run["predictor"],
+        run["entropy"],
+        run["nfe"],
+        seconds,
+        len(texts),
+    )
     for text in texts[: cfg.sampling.num_sample_log]:
         log.info("  %s", text)
     return run

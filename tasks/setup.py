@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,7 @@ from algo import ALGORITHMS
 from callbacks import AtomicCheckpointIO
 from dataloader import get_tokenizer
 from models.checkpoint import load_ema, load_weights, read_checkpoint
+from models.precision import allow_tf32
 from trainer_base import TrainerBase
 from utils import get_logger, user_error
 
@@ -45,22 +45,33 @@ def load_checkpoint(module: TrainerBase, path: str, *, key: str, use_ema: bool) 
 def build_evaluated(cfg: DictConfig) -> TrainerBase:
     """The algorithm with the weights of ``eval.checkpoint_path``, ready to evaluate."""
     module = build_algorithm(cfg)
-    load_checkpoint(module, cfg.eval.checkpoint_path, key="eval.checkpoint_path", use_ema=not cfg.eval.disable_ema)
+    load_checkpoint(
+        module, cfg.eval.checkpoint_path, key="eval.checkpoint_path", use_ema=not cfg.eval.disable_ema
+    )
     return module.eval()
 
 
-def build_trainer(cfg: DictConfig, *, callbacks: list[Callback], logger: Logger | bool | list[Logger],
-                  **overrides: Any) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, *, callbacks: list[Callback], logger: Logger | bool | list[Logger], **overrides: Any
+) -> L.Trainer:
     """Lightning's Trainer from ``trainer.*``; the network itself decides its precision (models/precision.py)."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("precision")
+    allow_tf32()
     _quiet_lightning()
     settings.update(overrides)
+    if cfg.strategy.name == "single_device":
+        settings.update(devices=1, num_nodes=1)
     try:
         return L.Trainer(
-            **settings, precision="32-true", callbacks=callbacks, logger=logger, plugins=[AtomicCheckpointIO()],
-            use_distributed_sampler=False, enable_model_summary=False,
-            strategy="auto" if torch.cuda.device_count() < 2 else cfg.strategy.name,
+            **settings,
+            precision="32-true",
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            strategy="auto",  # DDP where there are several devices
         )
     except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
@@ -70,7 +81,9 @@ def result_path(cfg: DictConfig) -> Path:
     """Where an evaluation writes its JSON result; its parent folders are made on writing."""
     path = Path(cfg.eval.generated_samples_path)
     if path.is_dir():
-        raise user_error("eval.generated_samples_path", str(path), "is a folder", "give the name of a .json file")
+        raise user_error(
+            "eval.generated_samples_path", str(path), "is a folder", "give the name of a .json file"
+        )
     return path
 
 

@@ -29,19 +29,35 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder, checkpoint = open_run_folder(cfg)
     module = build_algorithm(cfg)
     if checkpoint is None and cfg.training.finetune_path:
-        load_checkpoint(module, cfg.training.finetune_path, key="training.finetune_path", use_ema=cfg.training.load_ema)
+        load_checkpoint(
+            module, cfg.training.finetune_path, key="training.finetune_path", use_ema=cfg.training.load_ema
+        )
     throughput = Throughput(cfg.loader.global_batch_size * cfg.model.length)
-    trainer = build_trainer(cfg, callbacks=_callbacks(cfg, folder, throughput), logger=_loggers(cfg, folder),
-                            default_root_dir=folder)
+    trainer = build_trainer(
+        cfg,
+        callbacks=_callbacks(cfg, folder, throughput),
+        logger=_loggers(cfg, folder),
+        default_root_dir=folder,
+    )
     per_device, accumulate = batch_sizes(cfg, trainer.world_size)
     trainer.accumulate_grad_batches = accumulate
-    start_step = read_checkpoint(checkpoint, key="checkpointing.resume_ckpt_path")["global_step"] if checkpoint else 0
+    start_step = (
+        read_checkpoint(checkpoint, key="checkpointing.resume_ckpt_path")["global_step"] if checkpoint else 0
+    )
     if start_step >= cfg.trainer.max_steps and (folder / "result.json").exists():
         log.info("%s: already trained for %d steps -> %s", cfg.name, start_step, folder)
         return json.loads((folder / "result.json").read_text())
-    log.info("%s: %s parameters, %s, %d sequences per step (%d per device x %d), from step %d -> %s", cfg.name,
-             f"{sum(p.numel() for p in module.parameters()):,}", module.backbone.precision,
-             cfg.loader.global_batch_size, per_device, accumulate, start_step, folder)
+    log.info(
+        "%s: %s parameters, %s, %d sequences per step (%d per device x %d), from step %d -> %s",
+        cfg.name,
+        f"{sum(p.numel() for p in module.parameters()):,}",
+        module.backbone.precision,
+        cfg.loader.global_batch_size,
+        per_device,
+        accumulate,
+        start_step,
+        folder,
+    )
     where = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     trainer.fit(
         module,
@@ -82,7 +98,9 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
     settings = OmegaConf.to_container(cfg.wandb, resolve=True)
     if not settings["offline"] and wandb.api.api_key is None:
-        log.warning("wandb has no login: logging offline (wandb sync uploads later; wandb=null switches it off)")
+        log.warning(
+            "wandb has no login: logging offline (wandb sync uploads later; wandb=null switches it off)"
+        )
         settings["offline"] = True
     logged = OmegaConf.to_container(cfg, resolve=True)
     return [*loggers, WandbLogger(save_dir=folder, config=logged, **settings)]

@@ -14,14 +14,22 @@ FLOORS = {
     "main": 6,
     "tasks": 5,
     "algo": 4,
-    "trainer_base": 3, "dataloader": 3, "callbacks": 3,
+    "trainer_base": 3,
+    "dataloader": 3,
+    "callbacks": 3,
     "samplers": 2,
-    "diffusion": 1, "models": 1, "data": 1, "metrics": 1, "config": 1, "schedulers": 1,
+    "diffusion": 1,
+    "models": 1,
+    "data": 1,
+    "metrics": 1,
+    "config": 1,
+    "schedulers": 1,
     "utils": 0,
 }
 CONFIG_LIBRARIES = {"omegaconf", "hydra"}
 SOURCES = sorted(
-    path for path in ROOT.rglob("*.py")
+    path
+    for path in ROOT.rglob("*.py")
     if path.relative_to(ROOT).parts[0] in {*FLOORS, *(f"{name}.py" for name in FLOORS)}
 )
 
@@ -67,7 +75,9 @@ def test_libraries_stay_on_their_floors(path: Path) -> None:
 
 
 def test_no_import_cycle() -> None:
-    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES}
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCES
+    }
     graph = {name: {m for m in imported_modules(path) if m in names} for name, path in names.items()}
     done: set[str] = set()
 
@@ -106,14 +116,20 @@ def test_files_and_functions_fit_a_reader(path: Path) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.lineno} {node.name} is too long"
             if not node.name.startswith("_"):
-                arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+                arguments = [
+                    a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")
+                ]
                 missing = [a.arg for a in arguments if a.annotation is None]
-                assert not missing and (node.returns or node.name == "__init__"), f"{node.name}: annotate {missing}"
+                assert not missing and (node.returns or node.name == "__init__"), (
+                    f"{node.name}: annotate {missing}"
+                )
 
 
 def test_import_does_nothing_but_import(tmp_path: Path) -> None:
     """Importing the whole program opens no socket, writes no file, seeds nothing, needs no optional package."""
-    modules = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES)
+    modules = sorted(
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES
+    )
     program = (
         "import random, socket, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"

@@ -29,8 +29,14 @@ VARIANTS = {
 
 def build(**changes) -> DiT:
     settings = {
-        "vocab_size": 51, "mask_id": 50, "hidden_size": 64, "cond_dim": 32, "n_blocks": 2, "n_heads": 4,
-        "length": 16, "dropout": 0.0,
+        "vocab_size": 51,
+        "mask_id": 50,
+        "hidden_size": 64,
+        "cond_dim": 32,
+        "n_blocks": 2,
+        "n_heads": 4,
+        "length": 16,
+        "dropout": 0.0,
     }
     return DiT(BackboneConfig(**(settings | changes)))
 
@@ -164,7 +170,7 @@ def test_attention_backends_agree(causal: bool) -> None:
 
 def test_rotary_depends_on_distance_only_and_has_right_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
-    cos, sin = Rotary(8)(6, torch.float64)
+    cos, sin = Rotary(8, 4)(6, torch.float64)
     same = torch.randn(1, 1, 3, 1, 8, generator=generator, dtype=torch.float64).expand(1, 6, 3, 1, 8)
     q, k, v = rotate_qkv(same, cos, sin)
     scores = (q @ k.transpose(-1, -2))[0, 0]
@@ -175,12 +181,14 @@ def test_rotary_depends_on_distance_only_and_has_right_gradients() -> None:
     assert torch.equal(v, same[:, :, 2].transpose(1, 2))
     qkv = torch.randn(2, 6, 3, 2, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(3, 2, 2, 6, 8, generator=generator, dtype=torch.float64)
-    (grad,) = torch.autograd.grad(sum((w * part).sum() for w, part in zip(weights, rotate_qkv(qkv, cos, sin))), qkv)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return sum((w * part).sum() for w, part in zip(weights, rotate_qkv(x, cos, sin), strict=True))
+
+    (grad,) = torch.autograd.grad(total(qkv), qkv)
     step = 1e-6 * torch.randn(qkv.shape, generator=generator, dtype=torch.float64)
-    moved = sum((w * part).sum() for w, part in zip(weights, rotate_qkv(qkv + step, cos, sin)))
-    start = sum((w * part).sum() for w, part in zip(weights, rotate_qkv(qkv, cos, sin)))
-    # The map is linear: the difference is exact up to float64 rounding and the tables' distance from a rotation.
-    torch.testing.assert_close(moved - start, (grad * step).sum(), rtol=1e-5, atol=1e-10)
+    # The map is linear: the difference is exact up to rounding, and the tables' distance from a rotation.
+    torch.testing.assert_close(total(qkv + step) - total(qkv), (grad * step).sum(), rtol=1e-5, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(200, 24), (3, 70, 24), (2, 2, 60, 24), (5, 24), (0, 24)])
@@ -190,7 +198,8 @@ def test_linear_agrees_with_pytorch(shape: tuple[int, ...]) -> None:
     ours, theirs = linear(*inputs), F.linear(*inputs)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     weights = torch.randn(theirs.shape, generator=generator)
-    for a, b in zip(torch.autograd.grad(ours, inputs, weights), torch.autograd.grad(theirs, inputs, weights)):
+    pairs = zip(*(torch.autograd.grad(y, inputs, weights) for y in (ours, theirs)), strict=True)
+    for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -224,6 +233,15 @@ def test_fresh_model_predicts_uniformly_and_repeats() -> None:
     assert abs(float(models[0].blocks[0].attn_qkv.weight.detach().std()) - 0.02) < 0.001
 
 
+def test_rotary_tables_grow() -> None:
+    rotary = Rotary(8, 4)
+    short, low = rotary(3, torch.float32), rotary(4, torch.bfloat16)
+    long = rotary(9, torch.float32)
+    assert all(torch.equal(a, b[:3]) for a, b in zip(short, long, strict=True))
+    assert torch.equal(rotary(9, torch.bfloat16)[0][:4], low[0])
+    assert list(rotary.state_dict()) == ["inv_freq"]
+
+
 def test_inference_mode_first_then_training(golden: dict[str, torch.Tensor]) -> None:
     model = fill_golden(build())
     with torch.inference_mode():
@@ -234,8 +252,11 @@ def test_inference_mode_first_then_training(golden: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"n_heads": 5}, "model.hidden_size"), ({"dropout": 1.0}, "model.dropout"), ({"mask_id": 51}, "mask_id"),
-        ({"causal": True, "mask_noise": RAND}, "mask_noise"), ({"n_blocks": 0}, "model.n_blocks"),
+        ({"n_heads": 5}, "model.hidden_size"),
+        ({"dropout": 1.0}, "model.dropout"),
+        ({"mask_id": 51}, "mask_id"),
+        ({"causal": True, "mask_noise": RAND}, "mask_noise"),
+        ({"n_blocks": 0}, "model.n_blocks"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict, key: str) -> None:
@@ -245,7 +266,8 @@ def test_wrong_settings_are_named(changes: dict, key: str) -> None:
 
 def test_precision_names() -> None:
     assert Precision.resolve("32", "cpu") == Precision.resolve(32, "cuda") == Precision(None)
-    assert Precision.resolve("bf16-mixed", "cpu") == Precision.resolve("bf16", "cpu") == Precision(torch.bfloat16)
+    assert Precision.resolve("bf16-mixed", "cpu") == Precision(torch.bfloat16)
+    assert Precision.resolve("bf16", "cpu") == Precision(torch.bfloat16)
     assert str(Precision.resolve("auto", "cpu")) in {"32", "bf16"} and Precision().dtype == torch.float32
     assert Precision.resolve("auto", "mps") == Precision(None)
     with pytest.raises(ValueError, match="^trainer.precision=16: "):

@@ -42,8 +42,10 @@ def test_permutation_is_uniform() -> None:
 def steps(world_size: int, accumulate: int, count: int, **options: Any) -> list[list[tuple[int, int]]]:
     """The pairs of each of ``count`` optimizer steps, all ranks together, sorted by row."""
     size = 24 // world_size // accumulate
-    streams = [iter(GlobalBatchSampler(100, 24, size, rank=rank, world_size=world_size, seed=7, **options))
-               for rank in range(world_size)]
+    streams = [
+        iter(GlobalBatchSampler(100, 24, size, rank=rank, world_size=world_size, seed=7, **options))
+        for rank in range(world_size)
+    ]
     made = []
     for _ in range(count):
         micro_batches = [batch for stream in streams for batch in islice(stream, accumulate)]
@@ -72,7 +74,7 @@ def test_an_epoch_has_no_row_twice() -> None:
     assert len(set(first)) == len(set(second)) == 96
     assert set(first) != set(second), "another four rows are left out"
     whole = [index for step in steps(1, 1, 25, drop_last=False) for _, index in step]
-    assert all(sorted(whole[start:start + 100]) == list(range(100)) for start in range(0, 600, 100))
+    assert all(sorted(whole[start : start + 100]) == list(range(100)) for start in range(0, 600, 100))
 
 
 def test_batches_may_run_over_many_epochs() -> None:
@@ -93,8 +95,10 @@ def test_permutation_is_made_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> N
     assert made == [0, 1, 2]
 
 
-@pytest.mark.parametrize("num_rows, size, world_size", [
-    (10, 4, 1), (8, 4, 1), (37, 4, 3), (36, 4, 3), (2, 4, 3), (0, 4, 2), (26, 4, 3)])
+@pytest.mark.parametrize(
+    "num_rows, size, world_size",
+    [(10, 4, 1), (8, 4, 1), (37, 4, 3), (36, 4, 3), (2, 4, 3), (0, 4, 2), (26, 4, 3)],
+)
 def test_evaluation_sees_every_row_once(num_rows: int, size: int, world_size: int) -> None:
     ranks = range(world_size)
     samplers = [ShardedSequentialSampler(num_rows, size, rank=rank, world_size=world_size) for rank in ranks]
@@ -114,16 +118,35 @@ def test_evaluation_sees_every_row_once(num_rows: int, size: int, world_size: in
 
 
 def make_cfg(tmp_path: Path, **changes: Any) -> DictConfig:
-    cfg = OmegaConf.create({
-        "seed": 1,
-        "model": {"length": 32},
-        "loader": {"global_batch_size": 12, "eval_global_batch_size": 64, "batch_size": None,
-                   "eval_batch_size": None, "num_workers": None, "pin_memory": None, "drop_last": True},
-        "data": {"name": "pydoc", "train": "pydoc", "valid": "pydoc", "tokenizer_name_or_path": "text8",
-                 "vocab_size": None, "wrap": True, "insert_train_eos": True, "insert_valid_eos": True,
-                 "train_revision": None, "valid_revision": None, "cache_dir": str(tmp_path),
-                 "eos": "official"},
-    })
+    cfg = OmegaConf.create(
+        {
+            "seed": 1,
+            "model": {"length": 32},
+            "loader": {
+                "global_batch_size": 12,
+                "eval_global_batch_size": 64,
+                "batch_size": None,
+                "eval_batch_size": None,
+                "num_workers": None,
+                "pin_memory": None,
+                "drop_last": True,
+            },
+            "data": {
+                "name": "pydoc",
+                "train": "pydoc",
+                "valid": "pydoc",
+                "tokenizer_name_or_path": "text8",
+                "vocab_size": None,
+                "wrap": True,
+                "insert_train_eos": True,
+                "insert_valid_eos": True,
+                "train_revision": None,
+                "valid_revision": None,
+                "cache_dir": str(tmp_path),
+                "eos": "official",
+            },
+        }
+    )
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value)
     return cfg
@@ -168,8 +191,10 @@ def test_validation_loader_keeps_the_last_batch(tmp_path: Path) -> None:
     assert len(batches[-1]["row"]) == len(loader.dataset) - 1000
 
 
-@pytest.mark.parametrize("settings, world_size, sizes", [
-    ({}, 1, (12, 1)), ({}, 4, (3, 1)), ({"batch_size": 2}, 2, (2, 3)), ({"batch_size": 12}, 1, (12, 1))])
+@pytest.mark.parametrize(
+    "settings, world_size, sizes",
+    [({}, 1, (12, 1)), ({}, 4, (3, 1)), ({"batch_size": 2}, 2, (2, 3)), ({"batch_size": 12}, 1, (12, 1))],
+)
 def test_batch_sizes(
     settings: dict[str, int], world_size: int, sizes: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -183,11 +208,14 @@ def test_evaluation_batch_sizes(tmp_path: Path) -> None:
     assert batch_sizes(make_cfg(tmp_path, loader__eval_batch_size=5), 3, evaluation=True) == (5, 1)
 
 
-@pytest.mark.parametrize("settings, world_size, words", [
-    ({}, 5, "loader.global_batch_size=12: it cannot be divided over 5 devices; use .* 15"),
-    ({"batch_size": 5}, 1, "loader.batch_size=5: .* use for instance 4"),
-    ({"batch_size": 24}, 1, "loader.batch_size=24: .* use for instance 12"),
-])
+@pytest.mark.parametrize(
+    "settings, world_size, words",
+    [
+        ({}, 5, "loader.global_batch_size=12: it cannot be divided over 5 devices; use .* 15"),
+        ({"batch_size": 5}, 1, "loader.batch_size=5: .* use for instance 4"),
+        ({"batch_size": 24}, 1, "loader.batch_size=24: .* use for instance 12"),
+    ],
+)
 def test_batch_size_errors(settings: dict[str, int], world_size: int, words: str, tmp_path: Path) -> None:
     cfg = make_cfg(tmp_path, **{f"loader__{key}": value for key, value in settings.items()})
     with pytest.raises(ValueError, match=words):

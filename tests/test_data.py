@@ -26,8 +26,20 @@ from data.tokenizers import get_tokenizer
 
 
 def recipe(source: str | Path, tmp_path: Path, **changes: Any) -> Recipe:
-    chosen = dict(source=str(source), role="train", length=8, wrap=True, insert_eos=True, eos="official",
-                  rules="none", revision=None, cache_dir=tmp_path / "cache") | changes
+    chosen = (
+        dict(
+            source=str(source),
+            role="train",
+            length=8,
+            wrap=True,
+            insert_eos=True,
+            eos="official",
+            rules="none",
+            revision=None,
+            cache_dir=tmp_path / "cache",
+        )
+        | changes
+    )
     return Recipe(**chosen)
 
 
@@ -64,8 +76,9 @@ def test_padded_documents() -> None:
     assert lengths.tolist() == [4, 5, 5]
 
 
-@pytest.mark.parametrize("vocab_size, dtype", [
-    (256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")])
+@pytest.mark.parametrize(
+    "vocab_size, dtype", [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")]
+)
 def test_smallest_type_holds_every_id(vocab_size: int, dtype: str) -> None:
     assert smallest_int(vocab_size) == np.dtype(dtype)
     assert np.iinfo(dtype).max >= vocab_size - 1
@@ -180,7 +193,7 @@ def test_pydoc_blocks_hold_the_text_and_come_from_the_cache(
     assert (ids[:, 0] == 2).all() and (ids[:, -1] == 3).all()
     text = pydoc_text("validation")
     assert len(ids) == len(text) // 126
-    assert tokenizer.decode(ids[:, 1:-1].ravel()) == text[:len(ids) * 126]
+    assert tokenizer.decode(ids[:, 1:-1].ravel()) == text[: len(ids) * 126]
     monkeypatch.setattr("data.prepare._build", refuse)
     np.testing.assert_array_equal(all_ids(prepare(wanted, tokenizer)), ids)
 
@@ -329,12 +342,15 @@ def test_folders_are_split_by_the_names_of_their_files(tmp_path: Path) -> None:
         prepare(recipe(folder, tmp_path, role="validation"), tokenizer)
 
 
-@pytest.mark.parametrize("text, length, words", [
-    ("", 8, "holds no text"),
-    ("\n\n", 8, None),
-    ("a b c", 20, "its 5 tokens for train do not fill one block of model.length=20"),
-    ("a b c", 2, "model.length=2"),
-])
+@pytest.mark.parametrize(
+    "text, length, words",
+    [
+        ("", 8, "holds no text"),
+        ("\n\n", 8, None),
+        ("a b c", 20, "its 5 tokens for train do not fill one block of model.length=20"),
+        ("a b c", 2, "model.length=2"),
+    ],
+)
 def test_empty_and_short_data(text: str, length: int, words: str | None, tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     path.write_text(text)
@@ -352,7 +368,8 @@ def test_source_errors_name_key_and_mend(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text("{\n")
     for source, words in [
         (tmp_path / "columns", r"data.train=.*no column 'text' \(there is: content\)"),
-        (tmp_path / "nothing", "holds no data file"), (tmp_path / "train.csv", "unknown kind"),
+        (tmp_path / "nothing", "holds no data file"),
+        (tmp_path / "train.csv", "unknown kind"),
         (tmp_path / "broken.jsonl", "not JSON"),
         ("wikitext3", "neither a known data set nor a local path.*wikitext2"),
         ("openwebtext-valid", "no split for train.*openwebtext-train"),
@@ -412,14 +429,17 @@ def test_rules_follow_the_longest_name() -> None:
     assert sources._rules_of("wikitext").detokenizer is None
 
 
-@pytest.mark.parametrize("name, published, plain", [
-    ("wikitext", " = = The year = = \n", " == The year ==\n"),
-    ("wikitext", "1 @,@ 000 @-@ year @.@ 5", "1,000-year.5"),
-    ("wikitext", "He ( the \" big \" one ) 's here , N dogs . ", "He (the \"big\" one)'s here, 1 dogs. "),
-    ("lm1b", "It 's ( very ) \" good \" , he said : no ! Or ?", "It's (very) \"good\", he said: no! Or?"),
-    ("lm1b", "See http : / / a / b , $ 5 .", "See http://a/b, $5."),
-    ("lm1b", "The end .", "The end."),
-])
+@pytest.mark.parametrize(
+    "name, published, plain",
+    [
+        ("wikitext", " = = The year = = \n", " == The year ==\n"),
+        ("wikitext", "1 @,@ 000 @-@ year @.@ 5", "1,000-year.5"),
+        ("wikitext", 'He ( the " big " one ) \'s here , N dogs . ', 'He (the "big" one)\'s here, 1 dogs. '),
+        ("lm1b", 'It \'s ( very ) " good " , he said : no ! Or ?', 'It\'s (very) "good", he said: no! Or?'),
+        ("lm1b", "See http : / / a / b , $ 5 .", "See http://a/b, $5."),
+        ("lm1b", "The end .", "The end."),
+    ],
+)
 def test_detokenizers(name: str, published: str, plain: str) -> None:
     assert DETOKENIZERS[name](published) == plain
 

@@ -94,7 +94,7 @@ def test_state_round_trip_and_checks() -> None:
         other.load_state_dict(
             {"decay": 0.5, "num_updates": 1, "shadow_params": [torch.ones(1, 2)]}, names=["weight"]
         )
-    with pytest.raises(ValueError, match="^ema=weight: the model has no such parameter"), ema.applied(nn.Identity()):
+    with pytest.raises(ValueError, match="^ema=weight: the model has no such"), ema.applied(nn.Identity()):
         pass
 
 

@@ -129,12 +129,20 @@ def test_finite_masks() -> None:
     chosen = finite_mask_ids(SEEDS[0, 2:3], torch.tensor([2]), 5, 7)
     expected = module.embedding[MASK] + module.imdm_mlp.weight[chosen[0]]
     torch.testing.assert_close(module(X, SEEDS)[0, 2], expected)
-    torch.testing.assert_close(module(X, torch.full((2, 4, 1), 6.0))[0, 2], module.embedding[MASK] + module.imdm_mlp.weight[6])
+    sixth = module.embedding[MASK] + module.imdm_mlp.weight[6]
+    torch.testing.assert_close(module(X, torch.full((2, 4, 1), 6.0))[0, 2], sixth)
 
 
 @pytest.mark.parametrize("num_mask", [0, 1, 7])
 def test_fresh_imdm_is_the_mdlm_whose_weights_it_has(num_mask: int) -> None:
-    config = {"vocab_size": 11, "mask_id": MASK, "hidden_size": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2}
+    config = {
+        "vocab_size": 11,
+        "mask_id": MASK,
+        "hidden_size": 16,
+        "cond_dim": 8,
+        "n_blocks": 1,
+        "n_heads": 2,
+    }
     mdlm = fill_golden(DiT(BackboneConfig(**config)))
     imdm = DiT(BackboneConfig(**config, mask_noise=MaskNoiseConfig("randn", 24, num_mask=num_mask))).eval()
     missing = imdm.load_state_dict(mdlm.state_dict(), strict=False)
@@ -144,9 +152,14 @@ def test_fresh_imdm_is_the_mdlm_whose_weights_it_has(num_mask: int) -> None:
     assert all(t == (num_mask != 1) for t in trainable)
 
 
-@pytest.mark.parametrize("noise", [
-    MaskNoiseConfig("rand", 5), MaskNoiseConfig("learnable", 5), MaskNoiseConfig("rand", 5, num_mask=7),
-])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        MaskNoiseConfig("rand", 5),
+        MaskNoiseConfig("learnable", 5),
+        MaskNoiseConfig("rand", 5, num_mask=7),
+    ],
+)
 def test_parameters_get_gradients_without_any_mask(noise: MaskNoiseConfig) -> None:
     module = embed(noise)
     module(torch.tensor([[1, 2]]), torch.tensor([[1, 2]])).sum().backward()

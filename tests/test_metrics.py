@@ -17,7 +17,9 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_sample_entropy_matches_the_official_one() -> None:
     golden = np.load(GOLDEN / "metrics.npz", allow_pickle=False)
     entropy = sample_entropy(torch.from_numpy(golden["entropy_tokens"]))
-    torch.testing.assert_close(entropy, torch.from_numpy(golden["entropy_per_sample"]).double(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(
+        entropy, torch.from_numpy(golden["entropy_per_sample"]).double(), rtol=1e-5, atol=2e-5
+    )
 
 
 def test_nelbo_is_the_token_mean_whatever_the_batches() -> None:

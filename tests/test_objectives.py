@@ -76,7 +76,8 @@ def test_nelbo_by_count_of_the_exact_denoiser_is_the_entropy(world: World) -> No
 
 def test_golden_token_nll() -> None:
     """The golden log-probabilities pass through as features with the identity for a head."""
-    golden = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "token_nll.npz", allow_pickle=False).items()}
+    arrays = np.load(GOLDEN / "token_nll.npz", allow_pickle=False)
+    golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     x0, xt, expected = golden["x0"], golden["xt"], golden["mdlm_nll"]
     # Features of carried-over rows are never read: the objective asks for masked rows alone.
     prediction = Prediction(golden["mdlm_log_x_theta"], torch.eye(51), None, xt, mask_id=50)

@@ -35,7 +35,7 @@ def test_corrupt_keeps_what_it_must() -> None:
 
 
 def test_corrupt_count_masks_every_set_equally_often() -> None:
-    """4000 draws of 2 out of 4 positions: six sets, chi-square with 5 degrees of freedom below 25 (p = 1e-4)."""
+    """4000 draws of 2 of 4 positions: six sets, chi-square with 5 degrees of freedom below 25 (p = 1e-4)."""
     batch = 4000
     x0 = torch.zeros(batch, 4, dtype=torch.int64)
     everywhere = torch.ones(batch, 4, dtype=torch.bool)
@@ -56,7 +56,7 @@ def test_corrupt_count_takes_any_number_per_row() -> None:
 
 
 def test_corrupt_count_flips_coins_at_padding_and_never_touches_kept() -> None:
-    """Padding is masked at rate n/N = 1/2; over 2000 x 3 coins the sd of the share is 0.0065, 5 sd allowed."""
+    """Padding is masked at rate n/N = 1/2; the share of 2000 x 3 coins has sd 0.0065, 5 sd are allowed."""
     batch = 2000
     maskable = torch.tensor([True] * 5 + [False] * 3).expand(batch, 8)
     keep = torch.tensor([True] + [False] * 7).expand(batch, 8)
@@ -99,7 +99,7 @@ def test_the_last_step_unmasks_everything(alpha_t: float, alpha_s: float) -> Non
 
 
 def test_two_steps_compose() -> None:
-    """Chapman-Kolmogorov: staying masked, and keeping the noise, over t -> r -> s is the product of the steps."""
+    """Chapman-Kolmogorov: staying masked, or keeping the noise, over t -> r -> s is the product of steps."""
     alpha_t, alpha_r, alpha_s = 0.1, 0.4, 0.7
     first, second = reverse_probabilities(alpha_t, alpha_r), reverse_probabilities(alpha_r, alpha_s)
     whole = reverse_probabilities(alpha_t, alpha_s)
@@ -118,7 +118,8 @@ def test_golden_posterior() -> None:
     assert is_masked.any() and not is_masked.all()
     tolerance = {"rtol": 1e-5, "atol": 1e-6}
     posterior = expected[..., :mask_id]
-    ours = unmask[..., None] * x_prob[..., :mask_id].double()
-    torch.testing.assert_close(ours[is_masked], posterior[is_masked], **tolerance)
+    tokens = unmask[..., None] * x_prob[..., :mask_id].double()
+    torch.testing.assert_close(tokens[is_masked], posterior[is_masked], **tolerance)
     for column, ours in ((mask_id, keep), (mask_id + 1, reset)):
-        torch.testing.assert_close(ours.expand_as(xt)[is_masked], expected[..., column][is_masked], **tolerance)
+        theirs = expected[..., column][is_masked]
+        torch.testing.assert_close(ours.expand_as(xt)[is_masked], theirs, **tolerance)

@@ -71,7 +71,8 @@ def test_uniformity_and_serial_independence(name: str) -> None:
 def test_streams_steps_seeds_and_rows_are_unrelated() -> None:
     """Correlation of two independent columns of 2**14 has sd 2**-7 = 0.0078: below 5 sd."""
     rows = torch.arange(2**14)
-    settings = [(0, Stream.TRAIN_TIME, 0), (0, Stream.TRAIN_MASK, 0), (0, Stream.TRAIN_TIME, 1), (1, Stream.TRAIN_TIME, 0)]
+    time, mask = Stream.TRAIN_TIME, Stream.TRAIN_MASK
+    settings = [(0, time, 0), (0, mask, 0), (0, time, 1), (1, time, 0)]
     table = torch.stack([uniform(row_keys(*setting, rows), 1)[:, 0] for setting in settings])
     table = torch.cat([table, table[:1].roll(1, 1)])
     off_diagonal = torch.corrcoef(table) - torch.eye(len(table))

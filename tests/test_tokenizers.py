@@ -28,9 +28,16 @@ def save_bert_like(folder: Path) -> str:
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-                            mask_token="[MASK]", unk_token="[UNK]").save_pretrained(folder)
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        unk_token="[UNK]",
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -47,8 +54,10 @@ def test_text8_has_the_documented_ids_and_gives_text_back() -> None:
     assert boundary_ids(tokenizer, "official") == boundary_ids(tokenizer, "sep") == (2, 3)
 
 
-@pytest.mark.parametrize("name, text", [("text8", "a fox  runs"), ("synthetic", "[BOS] 3 12 253 [EOS]"),
-                                        ("synthetic-align", "7 7 7")])
+@pytest.mark.parametrize(
+    "name, text",
+    [("text8", "a fox  runs"), ("synthetic", "[BOS] 3 12 253 [EOS]"), ("synthetic-align", "7 7 7")],
+)
 def test_saved_tokenizers_load_again(name: str, text: str, tmp_path: Path) -> None:
     tokenizer = get_tokenizer(name, 50 if name == "synthetic-align" else None)
     tokenizer.save_pretrained(tmp_path)
@@ -104,7 +113,7 @@ def test_tokenizer_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     for name, size, words in [
         (str(tmp_path / "empty"), None, "no tokenizer can be read there"),
         ("nobody/nothing", None, "hub cannot be reached"),
-        (str(borderless), None, "neither a bos nor a cls token"),
+        (str(borderless), None, "neither a bos nor a cls"),
         ("text8", 36, "data.vocab_size=36"),
         ("synthetic-align", 0, "data.vocab_size=0"),
     ]:

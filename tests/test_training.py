@@ -16,12 +16,28 @@ from tasks import MODES
 
 SYMBOLS, LENGTH = 8, 8
 TINY = (
-    "data=synthetic-align", f"data.vocab_size={SYMBOLS}", "model=synthetic", f"model.length={LENGTH}",
-    "model.hidden_size=32", "model.cond_dim=8", "model.n_blocks=2", "model.n_heads=2", "model.noise_dim=8",
-    "loader.global_batch_size=64", "loader.eval_global_batch_size=256", "loader.num_workers=0",
-    "trainer.accelerator=cpu", "trainer.precision=32", "trainer.num_sanity_val_steps=0",
-    "trainer.enable_progress_bar=False", "trainer.log_every_n_steps=10", "lr_scheduler.num_warmup_steps=10",
-    "optim.lr=5e-3", "training.ema=0.9", "eval.generate_samples=False", "wandb=null",
+    "data=synthetic-align",
+    f"data.vocab_size={SYMBOLS}",
+    "model=synthetic",
+    f"model.length={LENGTH}",
+    "model.hidden_size=32",
+    "model.cond_dim=8",
+    "model.n_blocks=2",
+    "model.n_heads=2",
+    "model.noise_dim=8",
+    "loader.global_batch_size=64",
+    "loader.eval_global_batch_size=256",
+    "loader.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32",
+    "trainer.num_sanity_val_steps=0",
+    "trainer.enable_progress_bar=False",
+    "trainer.log_every_n_steps=10",
+    "lr_scheduler.num_warmup_steps=10",
+    "optim.lr=5e-3",
+    "training.ema=0.9",
+    "eval.generate_samples=False",
+    "wandb=null",
 )
 
 
@@ -31,20 +47,32 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["mdlm", "imdm"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, dict]:
     """A tiny model trained until it knows that all symbols of a sequence agree."""
     folder = tmp_path_factory.mktemp(request.param)
-    result = run(folder, f"algo={request.param}", "trainer.max_steps=300", "trainer.val_check_interval=300",
-                 f"checkpointing.save_dir={folder}/run")
+    result = run(
+        folder,
+        f"algo={request.param}",
+        "trainer.max_steps=300",
+        "trainer.val_check_interval=300",
+        f"checkpointing.save_dir={folder}/run",
+    )
     return folder, request.param, result
 
 
 def test_reaches_the_entropy_of_the_data(trained: tuple[Path, str, dict]) -> None:
     """A sequence repeats one symbol: its entropy is ln(8) nats, an eighth of that per token; no NELBO is below."""
     folder, algo, _ = trained
-    measured = run(folder, f"algo={algo}", "mode=ppl_eval", "eval.nelbo=count",
-                   f"eval.checkpoint_path={folder}/run/checkpoints/last.ckpt",
-                   f"eval.generated_samples_path={folder}/ppl.json")
+    measured = run(
+        folder,
+        f"algo={algo}",
+        "mode=ppl_eval",
+        "eval.nelbo=count",
+        f"eval.checkpoint_path={folder}/run/checkpoints/last.ckpt",
+        f"eval.generated_samples_path={folder}/ppl.json",
+    )
     entropy = math.log(SYMBOLS) / LENGTH
     assert measured["tokens"] == 1024 * LENGTH
     assert entropy - 4 * measured["nll_stderr"] < measured["nll"] < 1.1 * entropy
@@ -56,10 +84,16 @@ def test_samples_agree_when_there_is_a_step_for_each_token(trained: tuple[Path, 
     folder, algo, _ = trained
     path = folder / "deep" / "samples.json"
     for predictor in ("first_hitting", "ancestral_cache"):
-        result = run(folder, f"algo={algo}", "mode=sample_eval", f"sampling.predictor={predictor}",
-                     "sampling.steps=1,200", "sampling.num_sample_batches=1",
-                     f"eval.checkpoint_path={folder}/run/checkpoints/last.ckpt",
-                     f"eval.generated_samples_path={path}")
+        result = run(
+            folder,
+            f"algo={algo}",
+            "mode=sample_eval",
+            f"sampling.predictor={predictor}",
+            "sampling.steps=1,200",
+            "sampling.num_sample_batches=1",
+            f"eval.checkpoint_path={folder}/run/checkpoints/last.ckpt",
+            f"eval.generated_samples_path={path}",
+        )
         assert json.loads(path.read_text()) == result
         runs = result.get("runs", [result])
         agreeing = [len(set(text.split())) == 1 for text in runs[-1]["generated_seqs"]]
@@ -77,8 +111,17 @@ def test_run_folder_holds_what_is_promised(trained: tuple[Path, str, dict]) -> N
     assert OmegaConf.load(run_folder / "config.yaml").algo.name == algo
     assert {path.name for path in (run_folder / "checkpoints").iterdir()} >= {"last.ckpt", "best.ckpt"}
     header = (run_folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"trainer/loss", "train/nll", "train/bpd", "train/ppl", "val/nll", "val/bpd", "val/ppl",
-            "train/grad_norm", "train/tokens_per_second"} <= set(header)
+    assert {
+        "trainer/loss",
+        "train/nll",
+        "train/bpd",
+        "train/ppl",
+        "val/nll",
+        "val/bpd",
+        "val/ppl",
+        "train/grad_norm",
+        "train/tokens_per_second",
+    } <= set(header)
     checkpoint = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)  # no pickled objects
     assert checkpoint["global_step"] == 300
     assert checkpoint["ema"]["num_updates"] == 300
@@ -125,18 +168,29 @@ def test_another_configuration_under_the_same_name_is_refused(tmp_path: Path) ->
 
 def test_mdlm_weights_start_an_imdm(tmp_path: Path) -> None:
     """The noise MLP is missing in the file and keeps its zero start: both models say the same."""
-    run(tmp_path, "algo=mdlm", "trainer.max_steps=3", "trainer.val_check_interval=100",
-        f"checkpointing.save_dir={tmp_path}/mdlm")
-    evaluate = ("mode=ppl_eval", f"eval.checkpoint_path={tmp_path}/mdlm/checkpoints/last.ckpt",
-                f"eval.generated_samples_path={tmp_path}/ppl.json")
+    run(
+        tmp_path,
+        "algo=mdlm",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=100",
+        f"checkpointing.save_dir={tmp_path}/mdlm",
+    )
+    evaluate = (
+        "mode=ppl_eval",
+        f"eval.checkpoint_path={tmp_path}/mdlm/checkpoints/last.ckpt",
+        f"eval.generated_samples_path={tmp_path}/ppl.json",
+    )
     as_mdlm, as_imdm = run(tmp_path, "algo=mdlm", *evaluate), run(tmp_path, "algo=imdm", *evaluate)
     assert as_imdm["nll"] == pytest.approx(as_mdlm["nll"], rel=1e-6)
 
 
-@pytest.mark.parametrize("content, problem", [
-    (None, "no such file"),
-    (b"not a checkpoint", "cannot be read as a checkpoint"),
-])
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (None, "no such file"),
+        (b"not a checkpoint", "cannot be read as a checkpoint"),
+    ],
+)
 def test_a_bad_checkpoint_is_one_line(tmp_path: Path, content: bytes | None, problem: str) -> None:
     path = tmp_path / "bad.ckpt"
     if content is not None:
@@ -148,6 +202,16 @@ def test_a_bad_checkpoint_is_one_line(tmp_path: Path, content: bytes | None, pro
 
 
 def test_another_model_size_names_the_parameter(tmp_path: Path) -> None:
-    run(tmp_path, "trainer.max_steps=1", "trainer.val_check_interval=100", f"checkpointing.save_dir={tmp_path}/run")
+    run(
+        tmp_path,
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=100",
+        f"checkpointing.save_dir={tmp_path}/run",
+    )
     with pytest.raises(ValueError, match="backbone.vocab_embed.embedding is"):
-        run(tmp_path, "mode=ppl_eval", f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt", "model.hidden_size=16")
+        run(
+            tmp_path,
+            "mode=ppl_eval",
+            f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt",
+            "model.hidden_size=16",
+        )
