@@ -40,7 +40,11 @@ class MDLM(TrainerBase):
         t = self.times(time_keys, rows, num_rows, training)
         xt, weight, sigma = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
         prediction = self.denoise(xt, sigma, self.draw_cond(noise_keys, x0.shape[1]))
-        return masked_nelbo(prediction, x0, xt, self.mask_id, weight, loss_mask, loss_mask.sum())
+        low_var = training and self.config.training.loss_type == "low_var"
+        return masked_nelbo(
+            prediction, x0, xt, self.mask_id, weight, loss_mask, loss_mask.sum().clamp(min=1),
+            loss_weight=torch.ones_like(weight) if low_var else None,
+        )
 
     def by_count(self, training: bool) -> bool:
         """Whether noise is drawn as a number of masks (Zheng et al., arXiv 2409.02908) instead of a time."""
@@ -72,9 +76,7 @@ class MDLM(TrainerBase):
             keep = torch.zeros_like(loss_mask)
             keep[:, 0] = True
         xt = process.corrupt(x0, self.schedule.alpha(t), uniforms, keep)
-        low_var = training and self.config.training.loss_type == "low_var"
-        weight = torch.ones_like(t) if low_var else self.schedule.weight(t)
-        return xt, weight, self.schedule.sigma(t)
+        return xt, self.schedule.weight(t), self.schedule.sigma(t)
 
 
 class IMDM(MDLM):

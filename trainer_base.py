@@ -6,12 +6,13 @@ Shapes: B sequences of a micro-batch, L positions, V vocabulary with the mask.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ from samplers.base import SamplerSettings, Samples
 from samplers.draws import KeyedDraws
 from samplers.registry import get_sampler
 from schedulers import lr_multiplier
-from utils import get_logger, user_error
+from utils import get_logger, user_error, write_json
 
 log = get_logger("trainer")
 
@@ -56,7 +57,7 @@ class TrainerBase(L.LightningModule):
             self.backbone = DiT(self.backbone_config())
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
         self.ema = self._make_ema()
-        self.valid_nelbo = Nelbo()
+        self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
         self.sample_in_validation = bool(config.eval.generate_samples)
 
     # What an algorithm says of itself -------------------------------------------------------------
@@ -145,20 +146,17 @@ class TrainerBase(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self._seed_dropout(batch)
         output = self.loss(
-            batch,
-            step=self.global_step,
-            num_rows=self.config.loader.global_batch_size,
-            training=True,
+            batch, step=self.global_step, num_rows=self.config.loader.global_batch_size, training=True
         )
-        if self.trainer.fit_loop.epoch_loop._should_accumulate() is False and self._logs_this_step():
-            self._log_training(output)
+        self.train_nelbo.update(output.token_nll, output.loss_mask)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 and self._logs_this_step():
+            self._log_training(output.loss.detach())
         return output.loss
 
     def _logs_this_step(self) -> bool:
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
 
-    def _log_training(self, output: LossOutput) -> None:
-        loss = output.loss.detach()
+    def _log_training(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise user_error(
                 "trainer/loss",
@@ -166,14 +164,11 @@ class TrainerBase(L.LightningModule):
                 f"not a finite number at step {self.global_step}",
                 "the last checkpoint is intact; lower optim.lr, clip gradients, or resume from it",
             )
-        nll = output.token_nll.sum() / output.loss_mask.sum().clamp(min=1)
-        values = {
-            "trainer/loss": loss,
-            "train/nll": nll,
-            "train/bpd": nll / math.log(2),
-            "train/ppl": nll.clamp(max=80).exp(),
-        }
-        self.log_dict(values, on_step=True, sync_dist=True)
+        # The NELBO of all batches since the last line of the log, not of this one alone.
+        result = self.train_nelbo.compute()
+        self.train_nelbo.reset()
+        self.log("trainer/loss", loss, sync_dist=True)
+        self.log_dict({f"train/{name}": result[name] for name in ("nll", "bpd", "ppl")})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._logs_this_step():
@@ -209,14 +204,22 @@ class TrainerBase(L.LightningModule):
 
     def _validate_samples(self) -> None:
         sampling, batch = self.config.sampling, self.trainer.val_dataloaders.batch_sampler.batch_size
+        number = batch * sampling.num_sample_batches
         for num_steps in sampling.steps:
             with self.ema_weights():
-                samples = self.sample(batch * sampling.num_sample_batches, num_steps, batch_size=batch)
+                samples = self.sample(
+                    number, num_steps, first_row=self.global_rank * number, batch_size=batch
+                )
             entropy = sample_entropy(samples.tokens).mean()
             self.log(f"val/sample_entropy_T{num_steps}", entropy, sync_dist=True)
-            texts = self.tokenizer.batch_decode(samples.tokens[: sampling.num_sample_log])
-            for text in texts:
-                log.info("sample at %d steps: %s", num_steps, text)
+            self._record_samples(num_steps, self.tokenizer.batch_decode(samples.tokens))
+
+    @rank_zero_only
+    def _record_samples(self, num_steps: int, texts: list[str]) -> None:
+        for text in texts[: self.config.sampling.num_sample_log]:
+            log.info("sample at %d steps: %s", num_steps, text)
+        folder = Path(self.trainer.default_root_dir) / "samples"
+        write_json(folder / f"step{self.global_step}-T{num_steps}.json", texts)
 
     # Sampling -------------------------------------------------------------------------------------
 
@@ -265,9 +268,12 @@ class TrainerBase(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Plain containers and tensors only: a checkpoint must be readable without running code from it.
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
+        checkpoint["train_nelbo"] = self.train_nelbo.metric_state
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
+        for name, value in checkpoint.get("train_nelbo", {}).items():
+            getattr(self.train_nelbo, name).copy_(value)

@@ -32,13 +32,14 @@ def masked_nelbo(
     weight: Tensor,
     loss_mask: Tensor,
     num_tokens: Tensor | int,
+    loss_weight: Tensor | None = None,
 ) -> LossOutput:
     """Weighted cross-entropy over masked positions, the head run on those alone (MDLM, Sahoo et al. 2024).
 
     loss = sum over masked positions inside ``loss_mask`` of weight_b * (-log x_theta[x0]) / num_tokens.
-    The weight decides the form: ``Schedule.weight(t)`` gives the NELBO by time, ones its low-variance
-    variant, ``count_weight`` the NELBO by number of masks. Without any such position the loss is a zero that
-    still reaches every parameter, so that distributed training does not hang.
+    The weight decides the form: ``Schedule.weight(t)`` gives the NELBO by time, ``count_weight`` the NELBO by
+    number of masks. Without any such position the loss is a zero that still reaches every parameter, so that
+    distributed training does not hang.
 
     Args:
         prediction: the network's answer at ``xt``.
@@ -46,13 +47,16 @@ def masked_nelbo(
         weight: (B,) per sequence.
         loss_mask: (B, L) bool, False at padding.
         num_tokens: what the sum is divided by, usually the number of True in ``loss_mask`` over the batch.
+        loss_weight: (B,) weights of the loss where they are to differ from the NELBO's, which ``token_nll``
+            keeps (ones: the low-variance loss).
     """
     batch_size, length = xt.shape
     rows = ((xt == mask_id) & loss_mask).flatten().nonzero().squeeze(1)
-    row_weight = weight.to(prediction.dtype).index_select(0, rows // length)
-    loss, nll = prediction.weighted_nll(rows, x0.flatten()[rows], row_weight / num_tokens)
+    sequence = rows // length
+    trained = weight if loss_weight is None else loss_weight
+    loss, nll = prediction.weighted_nll(rows, x0.flatten()[rows], (trained / num_tokens)[sequence])
     token_nll = torch.zeros(batch_size * length, dtype=nll.dtype, device=nll.device)
-    token_nll[rows] = row_weight * nll
+    token_nll[rows] = weight.to(nll.dtype)[sequence] * nll
     return LossOutput(loss, token_nll.view(batch_size, length), loss_mask)
 
 
