@@ -42,7 +42,13 @@ class MDLM(TrainerBase):
         prediction = self.denoise(xt, sigma, self.draw_cond(noise_keys, x0.shape[1]))
         low_var = training and self.config.training.loss_type == "low_var"
         return masked_nelbo(
-            prediction, x0, xt, self.mask_id, weight, loss_mask, loss_mask.sum().clamp(min=1),
+            prediction,
+            x0,
+            xt,
+            self.mask_id,
+            weight,
+            loss_mask,
+            loss_mask.sum().clamp(min=1),
             loss_weight=torch.ones_like(weight) if low_var else None,
         )
 

@@ -29,7 +29,7 @@ class Nelbo(Metric):
             self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, token_nll: Tensor, loss_mask: Tensor) -> None:
-        """Add a batch: ``token_nll`` (B, L) in nats, zero where it does not count; ``loss_mask`` (B, L) bool."""
+        """Add a batch: ``token_nll`` (B, L) in nats; ``loss_mask`` (B, L) bool, what counts."""
         nll = (token_nll.double() * loss_mask).sum(-1)
         tokens = loss_mask.sum(-1).double()
         self.sequences += nll.numel()

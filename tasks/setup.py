@@ -54,7 +54,7 @@ def build_evaluated(cfg: DictConfig) -> TrainerBase:
 def build_trainer(
     cfg: DictConfig, *, callbacks: list[Callback], logger: Logger | bool | list[Logger], **overrides: Any
 ) -> L.Trainer:
-    """Lightning's Trainer from ``trainer.*``; the network itself decides its precision (models/precision.py)."""
+    """Lightning's Trainer from ``trainer.*``; precision is the network's own affair (models/precision.py)."""
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("precision")
     allow_tf32()

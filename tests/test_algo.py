@@ -22,14 +22,14 @@ SYMBOLS, LENGTH, BATCH = 12, 10, 16
 
 def build(*overrides: str, symbols: int = SYMBOLS, noise: float = 0.3) -> TrainerBase:
     """A tiny model whose weights are all non-zero, so that everything it is given matters."""
-    cfg = compose_config(
-        [
-            "data=synthetic-align", f"data.vocab_size={symbols}", "model=synthetic", f"model.length={LENGTH}",
-            "model.hidden_size=16", "model.cond_dim=8", "model.n_blocks=1", "model.n_heads=2", "model.noise_dim=4",
-            f"loader.global_batch_size={BATCH}", "trainer.precision=32", "training.ema=0", "wandb=null", *overrides,
-        ],
-        warn=False,
-    )  # fmt: skip
+    settings = {
+        "data": "synthetic-align", "data.vocab_size": symbols, "model": "synthetic", "model.length": LENGTH,
+        "model.hidden_size": 16, "model.cond_dim": 8, "model.n_blocks": 1, "model.n_heads": 2,
+        "model.noise_dim": 4, "loader.global_batch_size": BATCH, "trainer.precision": 32, "training.ema": 0,
+        "wandb": "null",
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in settings.items()]
+    cfg = compose_config([*words, *overrides], warn=False)
     module = ALGORITHMS[cfg.algo.name](cfg, get_tokenizer(cfg))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -40,7 +40,8 @@ def build(*overrides: str, symbols: int = SYMBOLS, noise: float = 0.3) -> Traine
 
 def batch(size: int = BATCH, symbols: int = SYMBOLS) -> dict[str, Tensor]:
     ids = torch.randint(symbols, (size, LENGTH), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool), "row": torch.arange(size)}
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return {"input_ids": ids, "attention_mask": mask, "row": torch.arange(size)}
 
 
 def part(whole: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ GLOBAL_SEEDS = {"manual_seed", "seed_everything"}
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_randomness_enters_as_an_argument(path: Path) -> None:
-    """No draw from a global generator; the dropout seed and the weights' start in trainer_base are the exception."""
+    """No draw from a global generator; trainer_base alone seeds one, for dropout and start weights."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
@@ -126,7 +126,7 @@ def test_files_and_functions_fit_a_reader(path: Path) -> None:
 
 
 def test_import_does_nothing_but_import(tmp_path: Path) -> None:
-    """Importing the whole program opens no socket, writes no file, seeds nothing, needs no optional package."""
+    """Importing everything opens no socket, writes no file, seeds nothing, needs no optional package."""
     modules = sorted(
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES
     )

@@ -63,7 +63,7 @@ def trained(
 
 
 def test_reaches_the_entropy_of_the_data(trained: tuple[Path, str, dict]) -> None:
-    """A sequence repeats one symbol: its entropy is ln(8) nats, an eighth of that per token; no NELBO is below."""
+    """A sequence repeats one symbol: its entropy is ln(8) nats, an eighth of it per token."""
     folder, algo, _ = trained
     measured = run(
         folder,

@@ -1,0 +1,125 @@
+"""Cost of IMDM on a CPU at a real vocabulary: training step, peak memory, sampling, full and lazy head.
+
+    python bench/cpu.py [--vocab 30522] [--precision 32]
+
+Setting: hidden 256, 4 blocks, 4 heads, batch 8 x length 128, dropout 0.1. Every row is a median; the ratios
+are taken inside one process, in turn, so that a machine whose speed drifts does not favour one side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from algo import ALGORITHMS
+from config.cli import compose_config
+from dataloader import get_tokenizer
+from trainer_base import TrainerBase
+
+BATCH, LENGTH = 8, 128
+
+
+def build(algo: str, vocab: int, precision: str, *overrides: str) -> TrainerBase:
+    """A model with random weights over ``vocab`` ids, the mask included."""
+    cfg = compose_config(
+        [f"algo={algo}", "data=synthetic-align", f"data.vocab_size={vocab - 1}", f"model.length={LENGTH}",
+         "model.hidden_size=256", "model.n_blocks=4", "model.n_heads=4", "model.cond_dim=128",
+         "model.noise_dim=256", f"loader.global_batch_size={BATCH}", f"trainer.precision={precision}",
+         "training.ema=0", "wandb=null", *overrides]
+    )  # fmt: skip
+    return ALGORITHMS[algo](cfg, get_tokenizer(cfg))
+
+
+def batch(vocab: int) -> dict[str, torch.Tensor]:
+    """One micro-batch of random ids."""
+    ids = torch.randint(vocab - 1, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return {"input_ids": ids, "attention_mask": mask, "row": torch.arange(BATCH)}
+
+
+def training_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> None:
+    """Forward and backward, as training does them."""
+    module.train()
+    module.loss(data, step=step, num_rows=BATCH, training=True).loss.backward()
+    module.zero_grad()
+
+
+def full_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> None:
+    """The same loss by way of log-probabilities (B, L, V), as the official code computes it."""
+    module.train()
+    original = module.denoise
+
+    class Full:
+        def __init__(self, prediction: object) -> None:
+            self.prediction, self.dtype = prediction, prediction.dtype
+
+        def weighted_nll(self, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple:
+            log_x_theta = self.prediction.full().flatten(0, 1)
+            nll = -log_x_theta[rows].gather(1, targets[:, None]).squeeze(1)
+            return (weights * nll).sum(), nll.detach()
+
+    module.denoise = lambda *args: Full(original(*args))
+    training_step(module, data, step)
+    del module.denoise
+
+
+def median(work: dict[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of every piece of work, run in turn after one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for k in range(repeats + 1):
+        for name, call in work.items():
+            started = time.perf_counter()
+            call(k)
+            if k:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vocab", type=int, default=30522)
+    parser.add_argument("--precision", default="32", choices=("32", "bf16"))
+    parser.add_argument("--steps", type=int, nargs="*", default=[4, 32, 128, 1024])
+    args = parser.parse_args()
+    data, module = batch(args.vocab), build("imdm", args.vocab, args.precision)
+    started = peak_gib()
+    lazy = median({"lazy": lambda k: training_step(module, data, k)}, 5)["lazy"]
+    print(f"V = {args.vocab}, {args.precision}, {torch.get_num_threads()} threads, {BATCH} x {LENGTH} ids")
+    print(
+        f"training step, forward + backward:  {lazy:.3f} s; peak {peak_gib():.2f} GiB, {started:.2f} before"
+    )
+    both = median(
+        {"lazy": lambda k: training_step(module, data, k), "full": lambda k: full_step(module, data, k)}, 5
+    )
+    print(f"the same through (B, L, V):         {both['full']:.3f} s, peak {peak_gib():.2f} GiB, "
+          f"{both['full'] / both['lazy']:.1f} times the lazy one")  # fmt: skip
+    for algo in ("imdm", "mdlm"):
+        for predictor in ("ancestral", "ancestral_cache"):
+            module = build(algo, args.vocab, args.precision, f"sampling.predictor={predictor}")
+            for steps in args.steps:
+                began = time.perf_counter()
+                samples = module.sample(BATCH, steps, batch_size=BATCH)
+                print(f"{algo} {predictor} {steps} steps: {time.perf_counter() - began:.2f} s, "
+                      f"{samples.nfe.double().mean():.1f} calls per sequence")  # fmt: skip
+        module = build(algo, args.vocab, args.precision, "sampling.predictor=first_hitting")
+        began = time.perf_counter()
+        module.sample(BATCH, 1, batch_size=BATCH)
+        print(f"{algo} first_hitting: {time.perf_counter() - began:.2f} s, {LENGTH} calls per sequence")
+
+
+if __name__ == "__main__":
+    main()
