@@ -144,7 +144,7 @@ class TrainerBase(L.LightningModule):
             self.ema.update()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        self._seed_dropout(batch)
+        self._seed_dropout(batch_idx)
         output = self.loss(
             batch, step=self.global_step, num_rows=self.config.loader.global_batch_size, training=True
         )
@@ -175,11 +175,12 @@ class TrainerBase(L.LightningModule):
             grads = [p.grad for _, p in self._trainable() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
 
-    def _seed_dropout(self, batch: dict[str, Tensor]) -> None:
-        # Dropout is the one draw that PyTorch takes from its global generator: tying that to the step
-        # and the rows makes a resumed run equal to an uninterrupted one.
+    def _seed_dropout(self, batch_idx: int) -> None:
+        # Dropout is the one draw that PyTorch takes from its global generator: tying that to the step, the
+        # micro-batch and the rank makes a resumed run equal to an uninterrupted one.
         if self.config.model.dropout > 0:
-            key = row_keys(self.config.seed, Stream.DROPOUT, self.global_step, batch["row"][:1])
+            part = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
+            key = row_keys(self.config.seed, Stream.DROPOUT, self.global_step, torch.tensor(part))
             torch.manual_seed(int(key))
 
     # Validation -----------------------------------------------------------------------------------

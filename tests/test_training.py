@@ -135,8 +135,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    """With dropout, mask noise and EMA; stopped after 7 of 12 steps."""
-    common = ("algo=imdm", "model.dropout=0.2", "trainer.val_check_interval=5", "trainer.limit_val_batches=1")
+    """With dropout, mask noise, EMA and two micro-batches a step; stopped after 7 of 12 steps."""
+    common = (
+        "algo=imdm",
+        "model.dropout=0.2",
+        "loader.batch_size=32",
+        "trainer.val_check_interval=5",
+        "trainer.limit_val_batches=1",
+    )
     run(tmp_path, *common, "trainer.max_steps=12", f"checkpointing.save_dir={tmp_path}/whole")
     run(tmp_path, *common, "trainer.max_steps=7", f"checkpointing.save_dir={tmp_path}/parts")
     run(tmp_path, *common, "trainer.max_steps=12", f"checkpointing.save_dir={tmp_path}/parts")
