@@ -179,7 +179,9 @@ class TrainerBase(L.LightningModule):
         # Dropout is the one draw that PyTorch takes from its global generator: tying that to the step, the
         # micro-batch and the rank makes a resumed run equal to an uninterrupted one.
         if self.config.model.dropout > 0:
-            part = batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
+            part = (
+                batch_idx % self.trainer.accumulate_grad_batches * self.trainer.world_size + self.global_rank
+            )
             key = row_keys(self.config.seed, Stream.DROPOUT, self.global_step, torch.tensor(part))
             torch.manual_seed(int(key))
 
@@ -218,7 +220,7 @@ class TrainerBase(L.LightningModule):
     @rank_zero_only
     def _record_samples(self, num_steps: int, texts: list[str]) -> None:
         for text in texts[: self.config.sampling.num_sample_log]:
-            log.info("sample at %d steps: %s", num_steps, text)
+            log.info("sample, steps %d: %s", num_steps, text)
         folder = Path(self.trainer.default_root_dir) / "samples"
         write_json(folder / f"step{self.global_step}-T{num_steps}.json", texts)
 

@@ -1,4 +1,4 @@
-"""The quickstart's summary: one table, one figure, sample texts. Usage: quickstart_report.py outputs/pydoc"""
+"""The quickstart's summary (one table, one figure, sample texts): quickstart_report.py outputs/quickstart"""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.ticker import PercentFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.generated import pydoc_text  # noqa: E402
-from metrics import word_share  # noqa: E402
+from metrics import sample_entropy, word_share  # noqa: E402
 from utils import atomic_open, write_json  # noqa: E402
 
 MODELS = ("mdlm", "imdm")
@@ -58,6 +60,15 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def reference(length: int = 128) -> str:
+    """The table's last row: the validation text itself, cut into blocks of the models' length."""
+    text = pydoc_text("validation")
+    inner = length - 2  # bos and eos are tokens as well
+    blocks = [text[start : start + inner] for start in range(0, len(text) - inner + 1, inner)]
+    tokens = torch.tensor([[0, *map(ord, block), 1] for block in blocks])
+    return f"| the text itself | | | | | 100.0% | {float(sample_entropy(tokens).mean()):.3f} |"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a markdown table."""
     lines = [
@@ -71,7 +82,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['model']} | {bpc} | {row['sampler']} | {steps} | {row['nfe']:.1f} | "
             f"{row['words_in_corpus']:.1%} | {row['entropy']:.3f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, reference()])
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
@@ -102,6 +113,8 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set_xlabel("sampling steps")
         axis.set_title(label, fontsize=10)
+        if key == "words_in_corpus":
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +125,7 @@ def sample_texts(rows: list[dict[str, Any]], number: int = 2) -> str:
     """The first texts of every run, under a heading each."""
     parts = []
     for row in rows:
-        steps = f"{row['steps']} steps" if row["steps"] is not None else "first hitting"
+        steps = f"steps {row['steps']}" if row["steps"] is not None else "first hitting"
         texts = "\n".join(f"  {' '.join(plain(text).split())}" for text in row["samples"][:number])
         parts.append(f"{row['model']}, {steps}:\n{texts}")
     return "\n".join(parts) + "\n"

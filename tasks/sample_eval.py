@@ -43,7 +43,7 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
     with module.ema_weights():
         for k in tqdm(
             range(cfg.sampling.num_sample_batches),
-            desc=f"{num_steps} steps",
+            desc=f"steps {num_steps}",
             unit="batch",
             leave=False,
             disable=None,
@@ -72,7 +72,7 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
         "generated_seqs": texts,
     }
     log.info(
-        "%d steps (%s): entropy %.3f nats, %.1f network calls per sequence, %.1f s for %d samples",
+        "steps %d (%s): entropy %.3f nats, %.1f network calls per sequence, %.1f s for %d samples",
         num_steps,
         run["predictor"],
         run["entropy"],

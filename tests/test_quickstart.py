@@ -1,0 +1,45 @@
+"""The quickstart as a user runs it, at toy size: table, figure, samples, and a second run that resumes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = (
+    "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1",
+    "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=16", "loader.eval_global_batch_size=256",
+    "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
+)  # fmt: skip
+
+
+def quickstart(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "QUICKSTART_DIR": str(folder)}
+    command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), *overrides]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "requirements.installed").exists(), reason="would install .venv")
+def test_quickstart_ends_with_a_table_and_a_figure_and_resumes(tmp_path: Path) -> None:
+    first = quickstart(tmp_path, *TOY)
+    assert first.returncode == 0, first.stderr[-2000:]
+    table = (tmp_path / "summary" / "table.md").read_text()
+    assert table in first.stdout and table.count("| MDLM |") == table.count("| IMDM |") == 5
+    assert (tmp_path / "summary" / "figure.png").stat().st_size > 10_000
+    assert "MDLM, steps 64" in (tmp_path / "summary" / "samples.txt").read_text()
+    checkpoint = tmp_path / "imdm" / "checkpoints" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    second = quickstart(tmp_path, *TOY)
+    assert second.returncode == 0 and second.stderr.count("already trained for 2 steps") == 2
+    assert checkpoint.stat().st_mtime_ns == before
+    assert (tmp_path / "summary" / "table.md").read_text() == table
+
+
+def test_a_wrong_override_stops_it_at_once(tmp_path: Path) -> None:
+    if not (ROOT / ".venv" / "requirements.installed").exists():
+        pytest.skip("would install .venv")
+    done = quickstart(tmp_path, "trainer.max_stps=3")
+    assert done.returncode == 2 and "trainer.max_stps: unknown key" in done.stderr
