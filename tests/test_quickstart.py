@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TOY = (
     "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1",
-    "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=16", "loader.eval_global_batch_size=256",
-    "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
+    "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=16",
+    "loader.eval_global_batch_size=256", "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
 )  # fmt: skip
 
 
