@@ -7,7 +7,6 @@ from torch import Tensor
 
 from diffusion.objectives import LossOutput, count_weight, masked_nelbo
 from diffusion.parameterization import Prediction
-from diffusion.process import Absorbing
 from diffusion.randomness import Stream, random_bits, row_keys, uniform
 from diffusion.time_sampling import mask_counts, spread_rows, training_times
 from models.dit import MaskNoiseConfig
@@ -70,18 +69,17 @@ class MDLM(TrainerBase):
         self, x0: Tensor, t: Tensor, uniforms: Tensor, loss_mask: Tensor, training: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Noised ids xt (B, L), the weight of each row's log-likelihoods (B,), and sigma (B,)."""
-        process = Absorbing(self.mask_id)
-        if self.by_count(training):
-            num_masked = mask_counts(t, loss_mask)
-            xt = process.corrupt_count(x0, num_masked, uniforms, loss_mask)
-            clean_share = 1 - num_masked / loss_mask.sum(-1).clamp(min=1).double()
-            t = self.schedule.inverse(clean_share).clamp(max=1)
-            return xt, count_weight(num_masked, loss_mask), self.schedule.sigma(t)
         keep = None
         if self.config.training.ignore_bos:
             keep = torch.zeros_like(loss_mask)
             keep[:, 0] = True
-        xt = process.corrupt(x0, self.schedule.alpha(t), uniforms, keep)
+        if self.by_count(training):
+            num_masked = mask_counts(t, loss_mask)
+            xt = self.process.corrupt_count(x0, num_masked, uniforms, loss_mask, keep)
+            clean_share = 1 - num_masked / loss_mask.sum(-1).clamp(min=1).double()
+            t = self.schedule.inverse(clean_share).clamp(max=1)
+            return xt, count_weight(num_masked, loss_mask), self.schedule.sigma(t)
+        xt = self.process.corrupt(x0, self.schedule.alpha(t), uniforms, keep)
         return xt, self.schedule.weight(t), self.schedule.sigma(t)
 
 

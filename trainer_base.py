@@ -21,6 +21,7 @@ from data.tokenizers import mask_id_of
 from diffusion.noise import get_schedule
 from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
+from diffusion.process import Absorbing
 from diffusion.randomness import Stream, fold_in, row_keys
 from metrics import Nelbo, sample_entropy
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
@@ -50,6 +51,7 @@ class TrainerBase(L.LightningModule):
         self.config = config
         self.tokenizer = tokenizer
         self.mask_id, self.vocab_size = mask_id_of(tokenizer)
+        self.process = Absorbing(self.mask_id)
         self.schedule = get_schedule(config.noise.name, config.noise.eps)
         self.sampler_class = get_sampler(config.sampling.predictor or self.default_predictor)
         with torch.random.fork_rng(devices=[]):
@@ -261,7 +263,7 @@ class TrainerBase(L.LightningModule):
             rows = torch.arange(start, min(start + batch_size, num_samples), device=self.device) + first_row
             keys = row_keys(self.config.seed, Stream.SAMPLE, 0, rows)
             cond = self.draw_cond(fold_in(keys, int(Stream.SAMPLE_START)), length)
-            xt = torch.full((len(rows), length), self.mask_id, device=self.device)
+            xt = self.process.prior((len(rows), length), self.device)
             parts.append(sampler.sample(xt, 1.0, cond, KeyedDraws(keys), on_step=on_step))
         self.train(was_training)
         return Samples.concatenate(parts)

@@ -78,13 +78,19 @@ def test_both_forms_of_the_nelbo_agree(algo: str) -> None:
     assert errors[1] < errors[0]  # why the count form is offered
 
 
-def test_padding_and_bos_are_left_out() -> None:
-    module, padded = build("training.ignore_bos=True"), batch()
+@pytest.mark.parametrize("form", ["time", "count"])
+def test_padding_and_bos_are_left_out(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, padded = build("training.ignore_bos=True", f"training.mask_sampling={form}"), batch()
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        module, "denoise", lambda xt, *rest: seen.append(xt) or type(module).denoise(module, xt, *rest)
+    )
     padded["attention_mask"][:, 7:] = False
     outputs = [module.loss(padded, step=s, num_rows=BATCH, training=True) for s in range(20)]
     touched = torch.stack([output.token_nll for output in outputs]).sum((0, 1)) > 0
     assert touched.tolist() == [False] + [True] * 6 + [False] * 3
     assert int(outputs[0].loss_mask.sum()) == BATCH * 6
+    assert all((xt[:, 0] == padded["input_ids"][:, 0]).all() for xt in seen)
     mean = outputs[0].token_nll.sum() / outputs[0].loss_mask.sum()
     torch.testing.assert_close(outputs[0].loss.detach(), mean)
 
