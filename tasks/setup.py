@@ -91,4 +91,6 @@ def _quiet_lightning() -> None:
     """Keep Lightning's warnings, drop its chatter and a deprecation inside its own code."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # So it is with every run that resumes.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"The '.*_dataloader' does not have many workers")

@@ -190,6 +190,48 @@ def test_mdlm_weights_start_an_imdm(tmp_path: Path) -> None:
     assert as_imdm["nll"] == pytest.approx(as_mdlm["nll"], rel=1e-6)
 
 
+@pytest.mark.parametrize("override", ["algo.num_mask=1", "algo.num_mask=3", "algo.noise_type=learnable"])
+def test_every_kind_of_mask_noise_is_saved_and_loaded(override: str, tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        "algo=imdm",
+        override,
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        f"checkpointing.save_dir={tmp_path}/run",
+    )
+    trained = json.loads((tmp_path / "run" / "result.json").read_text())
+    evaluated = run(
+        tmp_path,
+        "algo=imdm",
+        override,
+        "mode=ppl_eval",
+        f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt",
+        f"eval.generated_samples_path={tmp_path}/ppl.json",
+    )
+    assert evaluated["ema"] and evaluated["nll"] == pytest.approx(trained["val/nll"], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from algo import MDLM
+
+    original = MDLM.loss
+
+    def diverges(self: MDLM, batch: dict, *, step: int, **where: Any) -> Any:
+        output = original(self, batch, step=step, **where)
+        return output._replace(loss=output.loss * math.nan) if step >= 9 else output
+
+    monkeypatch.setattr(MDLM, "loss", diverges)
+    save_dir = f"checkpointing.save_dir={tmp_path}/run"
+    every = "callbacks.checkpoint_every_n_steps.every_n_train_steps=5"
+    with pytest.raises(ValueError, match="trainer/loss=nan: not a finite number at step 9") as caught:
+        run(tmp_path, "trainer.max_steps=20", "trainer.val_check_interval=100", every, save_dir)
+    assert "\n" not in str(caught.value)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
 @pytest.mark.parametrize(
     "content, problem",
     [
