@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tqdm import tqdm
+
 
 def user_error(key: str, value: object, problem: str, mend: str) -> ValueError:
     """The one shape of an error that the user can mend: ``key=value: problem; mend``.
@@ -26,11 +28,18 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"imdm.{name}")
 
 
+class _AboveBars(logging.StreamHandler):
+    """Prints above a live progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def setup_logging(rank: int = 0) -> None:
     """Print this program's messages to standard error, one line each; ranks above 0 only warn."""
     logger = logging.getLogger("imdm")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _AboveBars()
         handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
