@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"imdm.{name}")
 
 
-class _AboveBars(logging.StreamHandler):
-    """Prints above a live progress bar instead of into it."""
+class _AboveBars(logging.Handler):
+    """Prints to standard error as it is now, above a live progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def setup_logging(rank: int = 0) -> None:
