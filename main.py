@@ -82,6 +82,10 @@ def _job(cfg: DictConfig, rank: int) -> int:
         if not _is_ours(error):
             raise
         return _tell(error)
+    except OSError as error:  # a full disk, an unwritable folder: the file says more than a traceback
+        if error.filename is None:
+            raise
+        return _tell(ValueError(f"{error.filename}: {error.strerror}; make room, or choose another place"))
     return 0
 
 

@@ -60,6 +60,15 @@ def test_main_runs_a_mode_and_tells_its_errors(
     assert not list(tmp_path.iterdir()), "composing must leave no folders behind"
 
 
+def test_a_place_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert main(["debug=fast", f"checkpointing.save_dir={tmp_path}/file/run"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/file") and "Not a directory" in error
+
+
 def test_main_from_any_folder_without_importing_torch(tmp_path: Path) -> None:
     command = [
         sys.executable,
