@@ -210,7 +210,7 @@ class TrainerBase(L.LightningModule):
     def _validate_samples(self) -> None:
         sampling, batch = self.config.sampling, self.trainer.val_dataloaders.batch_sampler.batch_size
         number = batch * sampling.num_sample_batches
-        for num_steps in sampling.steps:
+        for num_steps in self.step_counts():
             with self.ema_weights():
                 samples = self.sample(
                     number, num_steps, first_row=self.global_rank * number, batch_size=batch
@@ -227,6 +227,11 @@ class TrainerBase(L.LightningModule):
         write_json(folder / f"step{self.global_step}-T{num_steps}.json", texts)
 
     # Sampling -------------------------------------------------------------------------------------
+
+    def step_counts(self) -> list[int]:
+        """The numbers of steps to sample at; a sampler without a time grid makes the same samples at each."""
+        sampling = self.config.sampling
+        return list(sampling.steps) if self.sampler_class.on_grid else [self.config.model.length]
 
     def sampler_settings(self, num_steps: int) -> SamplerSettings:
         """``sampling.*`` as the samplers read it."""

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from algo import ALGORITHMS
 from config.cli import compose_config
 from dataloader import get_tokenizer
+from diffusion.parameterization import Prediction
 from trainer_base import TrainerBase
 
 BATCH, LENGTH = 8, 128
@@ -54,12 +55,12 @@ def training_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int)
 
 
 def full_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> None:
-    """The same loss by way of log-probabilities (B, L, V), as the official code computes it."""
+    """The same loss by way of log-probabilities (B, L, V), which is what a head at all positions costs."""
     module.train()
     original = module.denoise
 
     class Full:
-        def __init__(self, prediction: object) -> None:
+        def __init__(self, prediction: Prediction) -> None:
             self.prediction, self.dtype = prediction, prediction.dtype
 
         def weighted_nll(self, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple:

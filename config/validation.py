@@ -106,7 +106,7 @@ def _check_devices(cfg: DictConfig) -> None:
 def _several(devices: Any) -> bool:
     if OmegaConf.is_list(devices) or isinstance(devices, str):
         return devices != "auto" and len(devices if OmegaConf.is_list(devices) else devices.split(",")) > 1
-    return devices > 1
+    return devices > 1 or devices == -1
 
 
 def _model(cfg: DictConfig) -> None:
@@ -255,7 +255,7 @@ def _one_mask(cfg: DictConfig) -> str | None:
 
 def _steps(cfg: DictConfig) -> str | None:
     if cfg.sampling.predictor == "first_hitting" and len(cfg.sampling.steps) > 1:
-        return "sampling.steps has no effect: first_hitting takes model.length network calls for every entry"
+        return "sampling.steps has no effect: first_hitting samples once, with model.length network calls"
     return None
 
 
@@ -266,7 +266,14 @@ def _never_reached(cfg: DictConfig) -> str | None:
     return None
 
 
+def _one_device(cfg: DictConfig) -> str | None:
+    if cfg.mode == "sample_eval" and (_several(cfg.trainer.devices) or cfg.trainer.num_nodes > 1):
+        return "trainer.devices and trainer.num_nodes have no effect: mode=sample_eval uses one device"
+    return None
+
+
 WARNINGS: tuple[Check, ...] = (
+    _one_device,
     _load_ema,
     _wrong_checkpoint_key,
     _nucleus,

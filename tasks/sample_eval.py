@@ -27,9 +27,7 @@ def sample_eval(cfg: DictConfig) -> dict[str, Any]:
     path = result_path(cfg)
     device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
     module = build_evaluated(cfg).to(device)
-    # A sampler without a time grid makes the same samples whatever the number of steps: once is enough.
-    steps = cfg.sampling.steps if module.sampler_class.on_grid else [cfg.model.length]
-    runs = [sample_run(module, cfg, num_steps) for num_steps in steps]
+    runs = [sample_run(module, cfg, num_steps) for num_steps in module.step_counts()]
     result = runs[0] if len(runs) == 1 else {"runs": runs}
     write_json(path, result)
     log.info("samples -> %s", path)

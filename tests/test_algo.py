@@ -141,6 +141,11 @@ def test_samples_do_not_depend_on_the_batch_size(algo: str) -> None:
     assert (whole.tokens != module.mask_id).all()
 
 
+def test_a_sampler_without_a_grid_samples_once() -> None:
+    assert build("sampling.steps=1,4").step_counts() == [1, 4]
+    assert build("sampling.steps=1,4", "sampling.predictor=first_hitting").step_counts() == [LENGTH]
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the number of elements of the largest tensor that any operation returns."""
 

@@ -218,6 +218,7 @@ def test_settings_that_cannot_hold(typed: str, key: str) -> None:
         ("sampling.fix_eps=True", "sampling.fix_eps=True has no effect with algo=mdlm"),
         ("sampling.p_nucleus=0.9 sampling.use_p_nucleus=False", "sampling.p_nucleus has no effect"),
         ("sampling.predictor=first_hitting sampling.steps=1,2", "sampling.steps has no effect"),
+        ("mode=sample_eval eval.checkpoint_path=a.ckpt trainer.devices=2", "uses one device"),
         ("trainer.max_steps=10", "optim.lr is never reached"),
     ],
 )
