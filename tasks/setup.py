@@ -28,27 +28,26 @@ def build_algorithm(cfg: DictConfig) -> TrainerBase:
     return ALGORITHMS[cfg.algo.name](cfg, get_tokenizer(cfg))
 
 
-def load_checkpoint(module: TrainerBase, path: str, *, key: str, use_ema: bool) -> None:
-    """Weights (and the EMA, where asked for) of a checkpoint into ``module``.
+def build_from_checkpoint(cfg: DictConfig, path: str, *, key: str, use_ema: bool) -> TrainerBase:
+    """The algorithm of ``cfg.algo`` with the weights (and the EMA, where asked for) of a checkpoint.
 
     Args:
-        path: a Lightning .ckpt of this program.
+        path: a Lightning .ckpt; it is read first, so that a wrong path is told before anything is made.
         key: the configuration key that named it, for error messages.
         use_ema: the checkpoint's averaged weights are wanted; without them that is an error.
     """
     checkpoint = read_checkpoint(path, key=key)
+    module = build_algorithm(cfg)
     load_weights(module, checkpoint["state_dict"], key=key, path=path)
     if use_ema and module.ema is not None:
         load_ema(module.ema, checkpoint, key=key, path=path)
+    return module
 
 
 def build_evaluated(cfg: DictConfig) -> TrainerBase:
     """The algorithm with the weights of ``eval.checkpoint_path``, ready to evaluate."""
-    module = build_algorithm(cfg)
-    load_checkpoint(
-        module, cfg.eval.checkpoint_path, key="eval.checkpoint_path", use_ema=not cfg.eval.disable_ema
-    )
-    return module.eval()
+    key, use_ema = "eval.checkpoint_path", not cfg.eval.disable_ema
+    return build_from_checkpoint(cfg, cfg.eval.checkpoint_path, key=key, use_ema=use_ema).eval()
 
 
 def build_trainer(

@@ -14,7 +14,7 @@ from callbacks import StepProgressBar, Throughput, checkpoint_callbacks
 from dataloader import batch_sizes, get_train_dataloader, get_valid_dataloader
 from models.checkpoint import read_checkpoint
 from tasks.run_folder import open_run_folder
-from tasks.setup import build_algorithm, build_trainer, load_checkpoint
+from tasks.setup import build_algorithm, build_from_checkpoint, build_trainer
 from utils import get_logger, write_json
 
 log = get_logger("train")
@@ -27,11 +27,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     number of steps and the path of the last checkpoint.
     """
     folder, checkpoint = open_run_folder(cfg)
-    module = build_algorithm(cfg)
-    if checkpoint is None and cfg.training.finetune_path:
-        load_checkpoint(
-            module, cfg.training.finetune_path, key="training.finetune_path", use_ema=cfg.training.load_ema
-        )
+    start = cfg.training.finetune_path
+    if checkpoint is None and start:
+        use_ema = cfg.training.load_ema
+        module = build_from_checkpoint(cfg, start, key="training.finetune_path", use_ema=use_ema)
+    else:
+        module = build_algorithm(cfg)
     throughput = Throughput(cfg.loader.global_batch_size * cfg.model.length)
     trainer = build_trainer(
         cfg,

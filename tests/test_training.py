@@ -190,6 +190,22 @@ def test_mdlm_weights_start_an_imdm(tmp_path: Path) -> None:
     assert as_imdm["nll"] == pytest.approx(as_mdlm["nll"], rel=1e-6)
 
 
+@pytest.mark.parametrize("load_ema", [True, False])
+def test_finetuning_starts_from_the_weights_of_the_file(load_ema: bool, tmp_path: Path) -> None:
+    short = ("trainer.val_check_interval=100", "lr_scheduler.num_warmup_steps=0")
+    run(tmp_path, "algo=mdlm", "trainer.max_steps=3", *short, f"checkpointing.save_dir={tmp_path}/mdlm")
+    start = f"training.finetune_path={tmp_path}/mdlm/checkpoints/last.ckpt"
+    run(tmp_path, "algo=imdm", "trainer.max_steps=1", "optim.lr=1e-9", *short, start,
+        f"training.load_ema={load_ema}", f"checkpointing.save_dir={tmp_path}/imdm")  # fmt: skip
+    before, after = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("mdlm", "imdm")
+    )
+    for name, value in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], value, rtol=0, atol=1e-7)
+    assert after["ema"]["num_updates"] == (4 if load_ema else 1)
+
+
 @pytest.mark.parametrize("override", ["algo.num_mask=1", "algo.num_mask=3", "algo.noise_type=learnable"])
 def test_every_kind_of_mask_noise_is_saved_and_loaded(override: str, tmp_path: Path) -> None:
     run(
