@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -23,17 +21,15 @@ from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
 from diffusion.process import Absorbing
 from diffusion.randomness import Stream, fold_in, row_keys
-from metrics import Nelbo, sample_entropy
+from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
-from samplers.base import SamplerSettings, Samples
+from samplers.base import Sampler, SamplerSettings, Samples
 from samplers.draws import KeyedDraws
 from samplers.registry import get_sampler
 from schedulers import lr_multiplier
-from utils import get_logger, user_error, write_json
-
-log = get_logger("trainer")
+from utils import user_error
 
 
 class TrainerBase(L.LightningModule):
@@ -44,7 +40,8 @@ class TrainerBase(L.LightningModule):
         tokenizer: gives the vocabulary size and the mask id.
     """
 
-    default_predictor = "ancestral_cache"
+    default_predictor: ClassVar[str] = "ancestral_cache"
+    family: ClassVar[str] = "absorbing"  # which samplers make sense (Sampler.families)
 
     def __init__(self, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -53,14 +50,13 @@ class TrainerBase(L.LightningModule):
         self.mask_id, self.vocab_size = mask_id_of(tokenizer)
         self.process = Absorbing(self.mask_id)
         self.schedule = get_schedule(config.noise.name, config.noise.eps)
-        self.sampler_class = get_sampler(config.sampling.predictor or self.default_predictor)
+        self.sampler_class = get_sampler(config.sampling.predictor or self.default_predictor, self.family)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = DiT(self.backbone_config())
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
         self.ema = self._make_ema()
         self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
-        self.sample_in_validation = bool(config.eval.generate_samples)
 
     # What an algorithm says of itself -------------------------------------------------------------
 
@@ -204,27 +200,6 @@ class TrainerBase(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         result = self.valid_nelbo.compute()
         self.log_dict({f"val/{name}": result[name] for name in ("nll", "bpd", "ppl")}, rank_zero_only=False)
-        if self.sample_in_validation and not self.trainer.sanity_checking:
-            self._validate_samples()
-
-    def _validate_samples(self) -> None:
-        sampling, batch = self.config.sampling, self.trainer.val_dataloaders.batch_sampler.batch_size
-        number = batch * sampling.num_sample_batches
-        for num_steps in self.step_counts():
-            with self.ema_weights():
-                samples = self.sample(
-                    number, num_steps, first_row=self.global_rank * number, batch_size=batch
-                )
-            entropy = sample_entropy(samples.tokens).mean()
-            self.log(f"val/sample_entropy_T{num_steps}", entropy, sync_dist=True)
-            self._record_samples(num_steps, self.tokenizer.batch_decode(samples.tokens))
-
-    @rank_zero_only
-    def _record_samples(self, num_steps: int, texts: list[str]) -> None:
-        for text in texts[: self.config.sampling.num_sample_log]:
-            log.info("sample, steps %d: %s", num_steps, text)
-        folder = Path(self.trainer.default_root_dir) / "samples"
-        write_json(folder / f"step{self.global_step}-T{num_steps}.json", texts)
 
     # Sampling -------------------------------------------------------------------------------------
 
@@ -244,6 +219,10 @@ class TrainerBase(L.LightningModule):
             reset=not (sampling.fix_eps or sampling.mdlm_posterior),
         )
 
+    def make_sampler(self, num_steps: int) -> Sampler:
+        """The sampler of ``sampling.predictor`` over this model."""
+        return self.sampler_class(self, self.schedule, self.mask_id, self.sampler_settings(num_steps))
+
     @torch.no_grad()
     def sample(
         self,
@@ -259,19 +238,45 @@ class TrainerBase(L.LightningModule):
         Row r of the result is a function of (seed, first_row + r) alone: neither the batch size nor the
         device count changes it (up to the rounding of the network).
         """
-        settings = self.sampler_settings(num_steps)
-        sampler = self.sampler_class(self, self.schedule, self.mask_id, settings)
-        length, parts = self.config.model.length, []
-        was_training = self.training
-        self.eval()
+        parts = []
         for start in range(0, num_samples, batch_size):
             rows = torch.arange(start, min(start + batch_size, num_samples), device=self.device) + first_row
             keys = row_keys(self.config.seed, Stream.SAMPLE, 0, rows)
-            cond = self.draw_cond(fold_in(keys, int(Stream.SAMPLE_START)), length)
-            xt = self.process.prior((len(rows), length), self.device)
-            parts.append(sampler.sample(xt, 1.0, cond, KeyedDraws(keys), on_step=on_step))
-        self.train(was_training)
+            cond = self.draw_cond(fold_in(keys, int(Stream.SAMPLE_START)), self.config.model.length)
+            parts.append(self.reverse(self.prior(len(rows)), 1.0, cond, keys, num_steps, on_step=on_step))
         return Samples.concatenate(parts)
+
+    def prior(self, num_rows: int) -> Tensor:
+        """The state that sampling starts from: ids (num_rows, model.length)."""
+        return self.process.prior((num_rows, self.config.model.length), self.device)
+
+    @torch.no_grad()
+    def reverse(
+        self,
+        xt: Tensor,
+        t: Tensor | float,
+        cond: Tensor | None,
+        keys: Tensor,
+        num_steps: int,
+        *,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Samples:
+        """Run the reverse process from any state.
+
+        Args:
+            xt: (B, L) ids; what is not masked stays.
+            t: start times in (0, 1], one for all or (B,); the time grid is scaled by them.
+            cond: mask noise seeds of ``xt`` (B, L), or None.
+            keys: (B,) int64, one per row: they key all draws.
+            num_steps: of samplers that walk on a time grid.
+            on_step: see ``Sampler.sample``.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self.make_sampler(num_steps).sample(xt, t, cond, KeyedDraws(keys), on_step=on_step)
+        finally:
+            self.train(was_training)
 
     # Checkpoints ----------------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ class Sampler(ABC):
     """
 
     name: ClassVar[str]  # set by the registry
+    families: ClassVar[tuple[str, ...]] = ("absorbing",)  # models that it makes sense for
     on_grid: ClassVar[bool] = True  # whether ``num_steps`` matters
 
     def __init__(

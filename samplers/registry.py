@@ -22,13 +22,15 @@ def register(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
     return enter
 
 
-def get_sampler(name: str) -> type[Sampler]:
-    """The sampler class called ``name``.
+def get_sampler(name: str, family: str = "absorbing") -> type[Sampler]:
+    """The sampler class called ``name``, for a model of ``family``.
 
     Raises:
-        ValueError: no sampler has this name.
+        ValueError: no sampler has this name, or it makes no sense for such a model.
     """
+    fitting = ", ".join(sorted(n for n, sampler in SAMPLERS.items() if family in sampler.families))
     if name not in SAMPLERS:
-        names = ", ".join(sorted(SAMPLERS))
-        raise user_error("sampling.predictor", name, "no such sampler", f"use one of {names}")
+        raise user_error("sampling.predictor", name, "no such sampler", f"use one of {fitting}")
+    if family not in SAMPLERS[name].families:
+        raise user_error("sampling.predictor", name, f"not for {family} models", f"use one of {fitting}")
     return SAMPLERS[name]

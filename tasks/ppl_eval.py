@@ -21,7 +21,6 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     """
     path = result_path(cfg)
     module = build_evaluated(cfg)
-    module.sample_in_validation = False
     trainer = build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False)
     loader = get_valid_dataloader(
         cfg, module.tokenizer, rank=trainer.global_rank, world_size=trainer.world_size

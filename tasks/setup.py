@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from algo import ALGORITHMS
-from callbacks import AtomicCheckpointIO
+from callbacks.checkpoints import AtomicCheckpointIO
 from dataloader import get_tokenizer
 from models.checkpoint import load_ema, load_weights, read_checkpoint
 from models.precision import allow_tf32

@@ -10,7 +10,9 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks import StepProgressBar, Throughput, checkpoint_callbacks
+from callbacks.checkpoints import checkpoint_callbacks
+from callbacks.progress import StepProgressBar, Throughput
+from callbacks.samples import SampleAtValidation
 from dataloader import batch_sizes, get_train_dataloader, get_valid_dataloader
 from models.checkpoint import read_checkpoint
 from tasks.run_folder import open_run_folder
@@ -84,6 +86,8 @@ def _callbacks(cfg: DictConfig, folder: Path, throughput: Throughput) -> list[Ca
     made = [throughput, *checkpoint_callbacks(settings, folder / "checkpoints")]
     if cfg.trainer.enable_progress_bar:
         made.append(StepProgressBar(throughput))
+    if cfg.eval.generate_samples:
+        made.append(SampleAtValidation())
     monitor = settings.get("learning_rate_monitor")
     if monitor:
         made.append(LearningRateMonitor(logging_interval=monitor["logging_interval"]))

@@ -11,12 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
-    "main": 6,
-    "tasks": 5,
-    "algo": 4,
+    "main": 7,
+    "tasks": 6,
+    "algo": 5,
+    "callbacks": 5,
+    "algorithms": 4,
     "trainer_base": 3,
     "dataloader": 3,
-    "callbacks": 3,
     "samplers": 2,
     "diffusion": 1,
     "models": 1,

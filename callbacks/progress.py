@@ -1,19 +1,16 @@
-"""Lightning callbacks: one progress bar for the whole training, throughput, atomic checkpoint files."""
+"""One progress bar for the whole training, and throughput."""
 
 from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
-from utils import atomic_open, get_logger
+from utils import get_logger
 
 log = get_logger("progress")
 
@@ -101,43 +98,3 @@ class StepProgressBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear under their name only when they are whole: a kill during a write loses nothing."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_open(Path(path), "wb") as file:
-            torch.save(checkpoint, file)
-
-
-def checkpoint_callbacks(settings: dict[str, Any], folder: Path) -> list[Callback]:
-    """The ``callbacks`` group as Lightning callbacks; ``last.ckpt`` is always kept, also at the end."""
-    made: list[Callback] = []
-    every = settings.get("checkpoint_every_n_steps")
-    if every:
-        made.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="{epoch}-{step}",
-                auto_insert_metric_name=False,
-                save_top_k=every["save_top_k"],
-                every_n_train_steps=every["every_n_train_steps"],
-                save_last=True,
-                save_on_train_epoch_end=False,
-            )
-        )
-    monitor = settings.get("checkpoint_monitor")
-    if monitor:
-        made.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="best",
-                monitor=monitor["monitor"],
-                mode=monitor["mode"],
-                save_top_k=1,
-                enable_version_counter=False,
-                save_on_train_epoch_end=False,
-            )
-        )
-    return made

@@ -1,0 +1,1 @@
+"""One file an algorithm (or a family of close ones); algo.py lists them."""

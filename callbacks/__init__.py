@@ -1,0 +1,1 @@
+"""Lightning callbacks: progress, checkpoint files, samples at validation."""

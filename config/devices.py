@@ -1,0 +1,42 @@
+"""Which values of ``trainer.devices`` and its companions make sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from utils import user_error
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Raise for devices that cannot be, and for batch limits that are no fraction."""
+    devices = cfg.trainer.devices
+    if OmegaConf.is_list(devices):
+        wrong = not devices or any(not isinstance(d, int) or d < 0 for d in devices)
+    elif isinstance(devices, str):
+        wrong = devices != "auto" and not all(part.strip().isdigit() for part in devices.split(","))
+    else:
+        wrong = isinstance(devices, bool) or not isinstance(devices, int) or devices < -1 or devices == 0
+    if wrong:
+        raise user_error(
+            "trainer.devices", devices, "no devices", "give auto, a number, or indices like [0,1]"
+        )
+    if cfg.strategy.name == "single_device" and (several(devices) or cfg.trainer.num_nodes > 1):
+        key, value = (
+            ("trainer.devices", devices) if several(devices) else ("trainer.num_nodes", cfg.trainer.num_nodes)
+        )
+        raise user_error(key, value, "strategy=single_device runs on one", f"use strategy=ddp or {key}=1")
+    for name in ("limit_train_batches", "limit_val_batches"):
+        value = cfg.trainer[name]
+        if isinstance(value, float) and value > 1:
+            raise user_error(
+                f"trainer.{name}", value, "a fraction above 1", f"write {int(value)} for batches"
+            )
+
+
+def several(devices: Any) -> bool:
+    """Whether ``trainer.devices`` names more than one device."""
+    if OmegaConf.is_list(devices) or isinstance(devices, str):
+        return devices != "auto" and len(devices if OmegaConf.is_list(devices) else devices.split(",")) > 1
+    return devices > 1 or devices == -1
