@@ -20,14 +20,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap:
     """Softmax attention, scale 1/sqrt(E).
 
     Args:
-        q, k, v: (B, H, L, E), any strides.
+        q, k, v: (B, H, L, E), any strides; with fewer queries than keys the queries are the last positions.
         causal: position i sees positions up to i only.
         softcap: if positive, the scaled scores s become softcap * tanh(s / softcap).
 
     Returns:
         (B, H, L, E).
     """
-    if softcap > 0 or _plain_is_faster(q, k):
+    causal = causal and q.shape[2] > 1  # one query, the last, sees everything
+    # PyTorch's causal mask takes queries for the first positions.
+    later = causal and q.shape[2] < k.shape[2]
+    if softcap > 0 or later or _plain_is_faster(q, k):
         return plain_attention(q, k, v, causal=causal, softcap=softcap)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
@@ -38,7 +41,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, so
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        before = k.shape[2] - q.shape[2]
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(before)
         scores = scores.masked_fill(~seen, -math.inf)
     return scores.softmax(-1) @ v
 
@@ -66,8 +70,9 @@ class Rotary(nn.Module):
         self.length = length
         self._tables: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Tables (cos, sin), each (L, 1, 1, E), of positions 0..L-1; sin is negative in the first half.
+    def forward(self, length: int, dtype: torch.dtype, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Tables (cos, sin), each (L - start, 1, 1, E), of positions start..L-1; sin is negative in the first
+        half.
 
         They are made in float32, once per dtype and device (again only for a greater length).
         """
@@ -78,7 +83,7 @@ class Rotary(nn.Module):
         if key not in self._tables:
             self._tables[key] = self._make_tables(self.length, dtype)
         cos, sin = self._tables[key]
-        return cos[:length], sin[:length]
+        return cos[start:length], sin[start:length]
 
     def _make_tables(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         # Not in inference mode: its tensors could not be saved for a later backward pass.
@@ -87,6 +92,30 @@ class Rotary(nn.Module):
             angles = torch.outer(positions, self.inv_freq.clone())[:, None, None, :]
             cos, sin = angles.cos(), angles.sin()
             return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+class KeyValues:
+    """The keys and values of a causal block at the positions it has seen, so that none is computed twice.
+
+    Args:
+        capacity: the most positions there will be; memory for all of them is taken at the first call.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # positions seen
+        self._memory: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Remember k and v (B, H, n, E) of the next n positions; return those of all positions so far."""
+        end = self.length + k.shape[2]
+        assert end <= self.capacity, "more positions than the cache was made for"
+        if self._memory is None:
+            self._memory = k.new_empty((2, *k.shape[:2], self.capacity, k.shape[3]))
+        self._memory[0, :, :, self.length : end] = k
+        self._memory[1, :, :, self.length : end] = v
+        self.length = end
+        return self._memory[0, :, :, :end], self._memory[1, :, :, :end]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Rotary, attention, rotate_qkv
+from models.attention import KeyValues, Rotary, attention, rotate_qkv
 from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
 from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
@@ -105,7 +105,18 @@ class DiT(nn.Module):
         """The map from features to logits, D -> V."""
         return self.output_layer.linear
 
-    def body(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None) -> Tensor:
+    def new_cache(self, capacity: int) -> list[KeyValues]:
+        """An empty cache for ``body`` of a causal model: one entry a block, for ``capacity`` positions."""
+        assert self.config.causal, "positions that see later ones cannot be cached"
+        return [KeyValues(capacity) for _ in self.blocks]
+
+    def body(
+        self,
+        x: Tensor,
+        sigma: Tensor | None,
+        cond: Tensor | None = None,
+        cache: list[KeyValues] | None = None,
+    ) -> Tensor:
         """All of the network but its head.
 
         Args:
@@ -113,6 +124,8 @@ class DiT(nn.Module):
             sigma: (B,) total noise of each sequence, or (1,) for all of them; None is zero. Without time
                 conditioning give None: the modulation then costs nothing. Ignored by a causal model.
             cond: random state of the masks, see ``VocabEmbedding``.
+            cache: of ``new_cache``, for a causal model without gradients: ``x`` continues the positions in it
+                and is added to them. The cost is that of x alone, but for the attention to what is there.
 
         Returns:
             (B, L, D) float32, after the final norm and modulation.
@@ -121,9 +134,10 @@ class DiT(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             hidden = self.vocab_embed(x, cond)
             condition = None if self.sigma_map is None else F.silu(self.sigma_map(_shared(sigma, x.device)))
-            rotary = self.rotary_emb(x.shape[1], self.precision.dtype)
-            for block in self.blocks:
-                hidden = block(hidden, condition, rotary, self.precision.dtype)
+            start = cache[0].length if cache else 0
+            rotary = self.rotary_emb(start + x.shape[1], self.precision.dtype, start)
+            for block, seen in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+                hidden = block(hidden, condition, rotary, self.precision.dtype, seen)
             return self.output_layer(hidden, condition)
 
     def forward(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None) -> Tensor:
@@ -166,7 +180,12 @@ class Block(nn.Module):
             init_linear(self.adaLN_modulation, std=0)
 
     def forward(
-        self, x: Tensor, condition: Tensor | None, rotary: tuple[Tensor, Tensor], dtype: torch.dtype
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        seen: KeyValues | None = None,
     ) -> Tensor:
         """(B, L, D) float32 -> the same.
 
@@ -175,21 +194,26 @@ class Block(nn.Module):
             condition: (G, C) float32; None in a causal model.
             rotary: tables of ``Rotary`` in ``dtype``.
             dtype: of the matrix products.
+            seen: keys and values of earlier positions, to which those of x are added.
         """
         dropout = self.config.dropout if self.training else 0.0
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, 6)
-        attended = self._attend(modulated_norm(x, self.norm1.weight, shift1, scale1), rotary, dtype)
+        attended = self._attend(modulated_norm(x, self.norm1.weight, shift1, scale1), rotary, dtype, seen)
         x = gated_residual(x, attended, self.attn_out, gate1, dtype, dropout)
         inner = self.mlp["0"](modulated_norm(x, self.norm2.weight, shift2, scale2), dtype)
         inner = F.gelu(inner, approximate="tanh")
         return gated_residual(x, inner, self.mlp["2"], gate2, dtype, dropout)
 
-    def _attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    def _attend(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype, seen: KeyValues | None
+    ) -> Tensor:
         qkv = self.attn_qkv(x, dtype).unflatten(-1, (3, self.config.n_heads, -1))
         if self.config.qk_norm:
             q, k, v = qkv.unbind(2)
             qkv = torch.stack((self.q_norm(q.float()).to(dtype), self.k_norm(k.float()).to(dtype), v), dim=2)
         q, k, v = rotate_qkv(qkv, *rotary)
+        if seen is not None:
+            k, v = seen.extend(k, v)
         out = attention(q, k, v, causal=self.config.causal, softcap=self.config.softcap)
         return out.transpose(1, 2).flatten(2)
 

@@ -1,0 +1,145 @@
+"""The autoregressive baseline: each token predicted from those before it, with an exact likelihood.
+
+Shapes: B sequences, L positions, n ids, V vocabulary with the mask, to which no law here gives probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from data.tokenizers import boundary_ids
+from diffusion.objectives import LossOutput
+from diffusion.parameterization import Prediction
+from models.dit import BackboneConfig
+from trainer_base import TrainerBase
+from utils import user_error
+
+
+class AR(TrainerBase):
+    """Next-token prediction by a causal transformer without time (the AR baseline of MDLM, arXiv 2406.07524).
+
+    Rows of data begin with bos, which is given and not predicted. Where the tokenizer has none
+    (synthetic-align) the mask, an id that occurs in no text, stands in front of the text instead, and the
+    first token is predicted as all others: a row of L tokens then has L predictions, else L - 1.
+    """
+
+    default_predictor: ClassVar[str] = "autoregressive"
+    family: ClassVar[str] = "autoregressive"
+    exact_likelihood: ClassVar[bool] = True
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that every row begins with; None where the tokenizer has none."""
+        if self.tokenizer.bos_token_id is None:
+            return None
+        return boundary_ids(self.tokenizer, eos=self.config.data.eos)[0]
+
+    def backbone_config(self) -> BackboneConfig:
+        return replace(super().backbone_config(), causal=True)
+
+    # Likelihood -----------------------------------------------------------------------------------
+
+    def next_token(self, seen: Tensor) -> Prediction:
+        """One law for each of the ids ``seen`` (B, n): at (b, i) that of the token behind seen[b, : i + 1].
+
+        The network sees the ids as they are: ``with_start`` puts a start in front of those that need one.
+        """
+        return self.prediction(self.backbone.body(seen, None))
+
+    def with_start(self, ids: Tensor) -> Tensor:
+        """``ids`` (B, n) as the network sees them: behind the mask where there is no bos, (B, n + 1)."""
+        if self.bos_id is not None:
+            return ids
+        return torch.cat((ids.new_full((len(ids), 1), self.mask_id), ids), 1)
+
+    def prediction(self, features: Tensor) -> Prediction:
+        """The laws that ``features`` (B, n, D) give; every position is open, none carries a token over."""
+        nothing = torch.full(features.shape[:2], self.mask_id, dtype=torch.int64, device=features.device)
+        head = self.backbone.head
+        return Prediction(features, head.weight, head.bias, nothing, self.mask_id, dtype=self.loss_dtype)
+
+    def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
+        """The mean of -log p(token | those before it); nothing here is drawn, so ``step`` plays no part."""
+        x0 = batch["input_ids"]
+        seen = self.with_start(x0)[:, :-1]
+        first = x0.shape[1] - seen.shape[1]
+        loss_mask = batch["attention_mask"].clone()
+        loss_mask[:, :first] = False
+        prediction = self.next_token(seen)
+        weight = self.num_tokens(batch, loss_mask).to(prediction.dtype).reciprocal()
+        rows = loss_mask[:, first:].flatten().nonzero().squeeze(1)
+        loss, nll = prediction.weighted_nll(rows, x0[loss_mask], weight.expand(len(rows)))
+        token_nll = torch.zeros(x0.shape, dtype=nll.dtype, device=x0.device).masked_scatter(loss_mask, nll)
+        return LossOutput(loss, token_nll, loss_mask)
+
+    @torch.no_grad()
+    def token_log_probs(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """How unlikely each token of a text is given those before it: to score the samples of other models.
+
+        The head runs in chunks; no (B, L, V) tensor exists. Mode and weights are the caller's to choose:
+        ``module.eval()``, and ``with module.ema_weights():`` for the averaged ones.
+
+        Args:
+            ids: (B, L) int64 of this model's own tokenizer, L >= 2. The first of a row is context alone: put
+                bos there (``bos_id``), as in training. Beyond ``model.length`` positions come that it was not
+                trained on.
+            attention_mask: (B, L) bool or 0/1, 0 at padding, which stands on the right.
+
+        Returns:
+            Negative log-likelihoods in nats, (B, L - 1), float32 or better: entry j is
+            -log p(ids[:, j + 1] | ids[:, : j + 1]), 0 where ids[:, j + 1] is padding.
+        """
+        predicted = attention_mask[:, 1:].bool()
+        seen = self.with_start(ids)[:, :-1]
+        where = torch.zeros_like(seen, dtype=torch.bool)
+        where[:, seen.shape[1] - predicted.shape[1] :] = predicted  # behind a start: not the first token
+        nll = self.next_token(seen).nll(where, ids[:, 1:][predicted])
+        return torch.zeros(predicted.shape, dtype=nll.dtype, device=ids.device).masked_scatter(predicted, nll)
+
+    # Sampling -------------------------------------------------------------------------------------
+
+    def prior(self, num_rows: int) -> Tensor:
+        """Nothing is written yet but bos, where there is one: ids (num_rows, model.length)."""
+        xt = super().prior(num_rows)
+        if self.bos_id is not None:
+            xt[:, 0] = self.bos_id
+        return xt
+
+    def decoder(self, length: int) -> CachedDecoder:
+        """Reads rows of ``length`` tokens piece by piece, and computes each position once."""
+        return CachedDecoder(self, length)
+
+
+class CachedDecoder:
+    """An ``AR`` model that remembers keys and values of what it has read (``samplers.autoregressive``).
+
+    Args:
+        model: the model, whose weights must not change while this is in use.
+        length: of the rows that will be read.
+    """
+
+    def __init__(self, model: AR, length: int) -> None:
+        self._model = model
+        # A start in front takes the place of the last token, behind which nothing is predicted.
+        self._cache = model.backbone.new_cache(length)
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> Prediction:
+        """The law of the token behind all ids read so far: a prediction of shape (B, 1).
+
+        Args:
+            ids: (B, n) int64, those that follow the ids read before; none only if the model has a start.
+
+        Raises:
+            ValueError: no ids at the beginning, where the model needs bos.
+        """
+        if self._cache[0].length == 0:
+            ids = self._model.with_start(ids)
+        if ids.shape[1] == 0:
+            problem = "masked, but an autoregressive model starts from bos"
+            raise user_error("xt", "position 0", problem, "put the tokenizer's bos there")
+        return self._model.prediction(self._model.backbone.body(ids, None, cache=self._cache)[:, -1:])
