@@ -82,12 +82,21 @@ class ExponentialMovingAverage:
                 parameters[name].data = weight
             self._is_applied = False
 
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Give the model the averages as its own weights, for good."""
+        assert not self._is_applied
+        self._follow_devices()
+        for name, average in self._shadow.items():
+            self._parameters[name].copy_(average)
+
     def state_dict(self) -> dict[str, Any]:
-        """{decay, num_updates, shadow_params}: the list follows the order of the trainable parameters."""
+        """{decay, num_updates, shadow_params, names}: lists in the order of the trainable parameters."""
         return {
             "decay": self.decay,
             "num_updates": self.num_updates,
             "shadow_params": list(self._shadow.values()),
+            "names": list(self._shadow),
         }
 
     def load_state_dict(
@@ -100,15 +109,15 @@ class ExponentialMovingAverage:
 
         Args:
             state: as ``state_dict`` gives it.
-            names: what ``state["shadow_params"]`` are the averages of, matched by name; None means the
-                parameters of this model in their order.
+            names: what ``state["shadow_params"]`` are the averages of, matched by name; None means what the
+                state says, or else the parameters of this model in their order.
             may_miss: parameters that ``names`` may lack; their average starts at their present weight.
 
         Raises:
             ValueError: naming what is missing, unexpected or of another shape. Nothing is changed then.
         """
         averages = state["shadow_params"]
-        names = list(self._shadow) if names is None else names
+        names = state.get("names", list(self._shadow)) if names is None else names
         mend = "load it into the model it was made of"
         if len(averages) != len(names):
             raise user_error("ema", f"{len(averages)} averages", f"{len(names)} parameters", mend)

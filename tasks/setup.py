@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -15,12 +16,21 @@ from omegaconf import DictConfig, OmegaConf
 from algo import ALGORITHMS
 from callbacks.checkpoints import AtomicCheckpointIO
 from dataloader import get_tokenizer
-from models.checkpoint import load_ema, load_weights, read_checkpoint
+from models.checkpoint import averaged_weights, load_ema, load_weights, restart_ema
 from models.precision import allow_tf32
+from tasks.weights import (
+    advice,
+    read_source,
+    recorded_settings,
+    refuse_other_heads,
+    warn_of_differences,
+)
 from trainer_base import TrainerBase
 from utils import get_logger, user_error
 
 log = get_logger("setup")
+
+FINETUNE = "training.finetune_path"
 
 
 def build_algorithm(cfg: DictConfig) -> TrainerBase:
@@ -29,25 +39,50 @@ def build_algorithm(cfg: DictConfig) -> TrainerBase:
 
 
 def build_from_checkpoint(cfg: DictConfig, path: str, *, key: str, use_ema: bool) -> TrainerBase:
-    """The algorithm of ``cfg.algo`` with the weights (and the EMA, where asked for) of a checkpoint.
+    """The algorithm of ``cfg.algo`` with the weights of a checkpoint.
 
     Args:
-        path: a Lightning .ckpt; it is read first, so that a wrong path is told before anything is made.
+        path: a Lightning .ckpt, a folder or a hub name of a Hugging Face model; it is read first, so that a
+            wrong path is told before anything is made.
         key: the configuration key that named it, for error messages.
-        use_ema: the checkpoint's averaged weights are wanted; without them that is an error.
+        use_ema: start from the averages: they become the weights, and the EMA goes on from its state. Without
+            them that is an error (a folder's weights count as averages). Otherwise the raw weights are taken,
+            and averaging starts anew from them.
     """
-    checkpoint = read_checkpoint(path, key=key)
+    return _build(cfg, read_source(path, key=key), path, key, use_ema)
+
+
+def _build(cfg: DictConfig, checkpoint: dict[str, Any], path: str, key: str, use_ema: bool) -> TrainerBase:
     module = build_algorithm(cfg)
-    load_weights(module, checkpoint["state_dict"], key=key, path=path)
-    if use_ema and module.ema is not None:
-        load_ema(module.ema, checkpoint, key=key, path=path)
+    weights, averaged = checkpoint["state_dict"], use_ema and "folder_settings" not in checkpoint
+    if averaged:
+        weights = averaged_weights(checkpoint, key=key, path=path)
+    recorded = recorded_settings(checkpoint)
+    load_weights(module, weights, key=key, path=path, mend=advice(module, recorded))
+    refuse_other_heads(cfg, recorded, key=key, path=path)
+    if key != FINETUNE:  # a training may well change what it starts from
+        warn_of_differences(cfg, recorded, path)
+    if module.ema is not None:
+        if averaged:
+            load_ema(module.ema, checkpoint, key=key, path=path)
+        else:
+            restart_ema(module.ema)
+    if use_ema and not averaged and key == FINETUNE:
+        log.warning("%s: a folder holds no EMA; its weights serve as the averages", path)
     return module
 
 
 def build_evaluated(cfg: DictConfig) -> TrainerBase:
-    """The algorithm with the weights of ``eval.checkpoint_path``, ready to evaluate."""
-    key, use_ema = "eval.checkpoint_path", not cfg.eval.disable_ema
-    return build_from_checkpoint(cfg, cfg.eval.checkpoint_path, key=key, use_ema=use_ema).eval()
+    """The algorithm with the weights of ``eval.checkpoint_path``, ready to evaluate.
+
+    The weights of a folder are taken as they are, whatever ``eval.disable_ema`` says.
+    """
+    key, path = "eval.checkpoint_path", cfg.eval.checkpoint_path
+    checkpoint = read_source(path, key=key)
+    module = _build(cfg, checkpoint, path, key, use_ema=not cfg.eval.disable_ema and cfg.training.ema > 0)
+    if "ema" not in checkpoint:
+        module.ema = None
+    return module.eval()
 
 
 def build_trainer(
@@ -74,6 +109,12 @@ def build_trainer(
         )
     except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def evaluation_device(cfg: DictConfig) -> torch.device:
+    """Where the modes that use one device compute."""
+    use_cuda = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    return torch.device("cuda" if use_cuda else "cpu")
 
 
 def result_path(cfg: DictConfig) -> Path:
