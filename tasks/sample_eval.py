@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,31 +12,48 @@ from tqdm import tqdm
 
 from dataloader import batch_sizes
 from metrics import sample_entropy
-from tasks.setup import build_evaluated, result_path
+from tasks.scoring import GenerativePerplexity, gen_ppl_words
+from tasks.setup import build_evaluated, evaluation_device, result_path
 from trainer_base import TrainerBase
 from utils import get_logger, write_json
 
 log = get_logger("sample_eval")
 
 
-def sample_eval(cfg: DictConfig) -> dict[str, Any]:
+def sample_eval(
+    cfg: DictConfig, more: Callable[[TrainerBase, DictConfig, int], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Sample ``sampling.num_sample_batches`` batches for every number of steps in ``sampling.steps``.
 
     Returns (and writes to ``eval.generated_samples_path``) the object of one number of steps, or, for a
-    list of several, ``{"runs": [...]}`` with one object each.
+    list of several, ``{"runs": [...]}`` with one object each. Samples are in the file before they are judged
+    and before the next ones are drawn: whatever happens then, mode=gen_ppl_eval can judge them.
+
+    Args:
+        more: measures something else of the model at a number of steps; its keys are added to the object.
     """
-    path = result_path(cfg)
-    device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
+    path, device = result_path(cfg), evaluation_device(cfg)
+    # Before anything is sampled: a wrong name of the scorer must not cost the samples.
+    measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
     module = build_evaluated(cfg).to(device)
-    runs = [sample_run(module, cfg, num_steps) for num_steps in module.step_counts()]
-    result = runs[0] if len(runs) == 1 else {"runs": runs}
-    write_json(path, result)
+    steps = module.step_counts()
+    runs: list[dict[str, Any]] = []
+    for num_steps in steps:
+        runs.append(sample_run(module, cfg, num_steps))
+        if more is not None:
+            runs[-1].update(more(module, cfg, num_steps))
+        result = runs[0] if len(steps) == 1 else {"runs": runs}
+        write_json(path, result)
+        if measure is not None:
+            measure.judge(runs[-1], device)
+            write_json(path, result)
+            log.info("steps %d: %s", num_steps, gen_ppl_words(runs[-1]))
     log.info("samples -> %s", path)
     return result
 
 
 def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str, Any]:
-    """Samples at one number of steps: texts, entropy, network calls, seconds."""
+    """Samples at one number of steps: texts, entropy, network calls, seconds; not judged yet."""
     batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
     parts, started = [], time.perf_counter()
     with module.ema_weights():
@@ -55,12 +73,14 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
     run = {
         "steps": num_steps,
         "predictor": module.sampler_class.name,
+        "generative_ppl": None,
         "entropy": float(entropies.mean()),
         "entropy_stderr": float(entropies.std() / len(entropies) ** 0.5) if len(entropies) > 1 else None,
         "nfe": float(nfe.mean()),
         "forward_passes": sum(part.forward_passes for part in parts),
         "total_generation_times": seconds,
         "num_samples": len(texts),
+        "length": tokens.shape[1],
         "seed": cfg.seed,
         "temperature": cfg.sampling.temperature,
         "noise_removal": cfg.sampling.noise_removal,

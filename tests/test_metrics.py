@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from metrics import Nelbo, sample_entropy, word_share
+from metrics import (
+    Nelbo,
+    TextScores,
+    counted_tokens,
+    perplexity,
+    sample_entropy,
+    score_texts,
+    word_share,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -60,3 +71,87 @@ def test_word_share_ignores_cut_words() -> None:
     assert word_share(["ello the cat xx"], {"the", "cat"}) == 1.0
     assert word_share(["a the qqq b", "x cat y"], {"the", "cat"}) == pytest.approx(2 / 3)
     assert math.isnan(word_share(["one two"], {"one"}))
+
+
+def test_counted_tokens_match_the_official_ones() -> None:
+    golden = np.load(GOLDEN / "metrics.npz", allow_pickle=False)
+    counted = counted_tokens(torch.from_numpy(golden["genppl_ids"]), int(golden["genppl_eos"]))
+    assert torch.equal(counted, torch.from_numpy(golden["genppl_valid"]))
+
+
+def test_without_an_eos_all_predicted_tokens_count() -> None:
+    assert counted_tokens(torch.tensor([3, 3, 3]), None).tolist() == [True, True]
+    assert counted_tokens(torch.tensor([3]), 3).tolist() == counted_tokens(torch.tensor([]), 3).tolist() == []
+
+
+class Bigrams:
+    """A scorer of letters (0 is eos) that sees one token back: windows and batches cannot matter to it."""
+
+    name, dtype, eos_id = "bigrams", "float64", 0
+
+    def __init__(self, context: int | None = None) -> None:
+        self.context = context
+        self.nll = torch.rand(27, 27, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.widths: list[tuple[int, int]] = []
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
+        return [[ord(letter) - ord("`") for letter in text][:max_tokens] for text in texts]
+
+    def token_nll(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+        assert torch.equal(attention_mask, attention_mask.sort(-1, descending=True).values)
+        self.widths.append(tuple(ids.shape))
+        return self.nll[ids[:, :-1], ids[:, 1:]] + 1e3 * ~attention_mask[:, 1:]  # padding would be seen
+
+    def exact(self, ids: list[int]) -> float:
+        pairs = [(a, b) for i, (a, b) in enumerate(itertools.pairwise(ids)) if b or 0 not in ids[: i + 1]]
+        return sum(float(self.nll[pair]) for pair in pairs)
+
+
+# In Bigrams a backtick is the eos.
+TEXTS = ["hello", "", "a", "`ab`c`", "ab`c`d``", "`", "``", "zz", "thequickbrownfox"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("context", [None, 2, 3, 5, 16])
+def test_every_text_counts_whatever_the_batches_and_windows(batch_size: int, context: int | None) -> None:
+    scorer = Bigrams(context)
+    scores = score_texts(TEXTS, scorer, batch_size=batch_size, max_tokens=None)
+    encoded = scorer.encode(TEXTS, None)
+    assert scores.nll.tolist() == pytest.approx([scorer.exact(ids) for ids in encoded], rel=1e-12)
+    assert scores.tokens.tolist() == [4, 0, 0, 3, 4, 0, 0, 1, 15]
+    assert scores.perplexity == pytest.approx(math.exp(scores.nll.sum() / 27))
+    assert all(rows <= batch_size and width <= (context or 16) for rows, width in scorer.widths)
+
+
+def test_texts_are_cut_where_that_is_asked_for() -> None:
+    scorer = Bigrams(context=3)
+    cut = score_texts(TEXTS, scorer, batch_size=4, max_tokens=4)
+    short = score_texts([text[:4] for text in TEXTS], scorer, batch_size=4, max_tokens=None)
+    assert torch.equal(cut.nll, short.nll) and torch.equal(cut.tokens, short.tokens)
+    assert cut.tokens.tolist() == [3, 0, 0, 2, 3, 0, 0, 1, 3]
+
+
+def test_nothing_to_score_is_none() -> None:
+    for texts in ([], ["", "a", "``"]):
+        scores = score_texts(texts, Bigrams(), batch_size=8, max_tokens=None)
+        assert scores.perplexity is None and scores.bootstrap(0) is None
+    assert perplexity(0.0, 0.0) is None and math.isfinite(perplexity(1e9, 1.0))
+
+
+def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """Over 200 sets: 95 % intervals cover in 0.88..0.99 (binomial noise 1.5 %, small sets cover less)."""
+    generator = torch.Generator().manual_seed(2)
+    covered, errors, estimates = 0, [], []
+    for seed in range(200):
+        tokens = torch.randint(5, 50, (100,), generator=generator).double()
+        nll = tokens * (3 + 0.5 * torch.randn(100, generator=generator, dtype=torch.float64))
+        scores = TextScores(nll, tokens)
+        stderr, low, high = scores.bootstrap(seed, replicates=200)
+        assert low < scores.perplexity < high
+        covered += low < math.exp(3) < high
+        errors.append(stderr)
+        estimates.append(scores.perplexity)
+    assert 0.88 <= covered / 200 <= 0.99
+    assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.2)  # 200 sets: about 5 % noise
+    assert scores.bootstrap(3) == scores.bootstrap(3) != scores.bootstrap(4)
+    assert TextScores(nll[:1], tokens[:1]).bootstrap(0) is None
