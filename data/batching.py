@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
 Pairs = list[tuple[int, int]]
+
+
+class MicroBatch(Pairs):
+    """Pairs (row in the global batch, index in the data set), and how large the whole step is.
+
+    Attributes:
+        num_tokens: tokens that count in the optimizer step's global batch, divided by its number of
+            micro-batches (accumulation x devices); None when all tokens of all rows count.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[int, int]] = (), num_tokens: float | None = None) -> None:
+        super().__init__(pairs)
+        self.num_tokens = num_tokens
 
 
 def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -32,12 +45,14 @@ class GlobalBatchSampler(Sampler[Pairs]):
     are. With W ranks and A accumulation steps, micro-batch j of rank r holds its rows
     (j W + r) b .. (j W + r + 1) b - 1, where b = ``batch_size`` and A W b = ``global_batch_size``.
 
-    Yields lists of b pairs (row in the global batch, index in the data set).
+    Yields ``MicroBatch``es of b pairs (row in the global batch, index in the data set).
 
     Args:
+        lengths: (num_rows,) tokens that count in each row of the data set; None when all of them do.
         drop_last: leave out, in each epoch, the rows that fill no global batch; otherwise a batch begins
             in one epoch and ends in the next, and no row is left out.
         start_step: number of optimizer steps already made.
+        cycle: optimizer steps after which the first batches come again; None: never.
     """
 
     def __init__(
@@ -51,12 +66,15 @@ class GlobalBatchSampler(Sampler[Pairs]):
         seed: int = 0,
         start_step: int = 0,
         drop_last: bool = True,
+        lengths: np.ndarray | None = None,
+        cycle: int | None = None,
     ) -> None:
         assert global_batch_size % (batch_size * world_size) == 0 and 0 <= rank < world_size
         assert num_rows >= (global_batch_size if drop_last else 1)
+        assert lengths is None or len(lengths) == num_rows
         self.batch_size, self.start_step = batch_size, start_step
         self._num_rows, self._global, self._rank, self._world = num_rows, global_batch_size, rank, world_size
-        self._seed = seed
+        self._seed, self._lengths, self._cycle = seed, lengths, cycle
         self._epoch_rows = num_rows - num_rows % global_batch_size if drop_last else num_rows
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -70,13 +88,17 @@ class GlobalBatchSampler(Sampler[Pairs]):
             position, missing = position + len(parts[-1]), missing - len(parts[-1])
         return np.concatenate(parts)
 
-    def __iter__(self) -> Iterator[Pairs]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         step, stride = self.start_step, self.batch_size * self._world
         while True:
-            indices = self.global_batch(step)
+            indices = self.global_batch(step % self._cycle if self._cycle else step)
+            num_tokens = None
+            if self._lengths is not None:
+                passes = self._global // self.batch_size
+                num_tokens = int(self._lengths[indices].sum(dtype=np.int64)) / passes
             for start in range(self._rank * self.batch_size, self._global, stride):
                 end = start + self.batch_size
-                yield list(zip(range(start, end), indices[start:end].tolist(), strict=True))
+                yield MicroBatch(zip(range(start, end), indices[start:end].tolist(), strict=True), num_tokens)
             step += 1
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

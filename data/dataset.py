@@ -50,6 +50,11 @@ class TokenDataset:
         return self._tokens.shape[1]
 
     @property
+    def lengths(self) -> np.ndarray | None:
+        """(N,) tokens that count in each row; None when all of them do."""
+        return self._lengths
+
+    @property
     def nbytes(self) -> int:
         """Size of the token array in bytes."""
         return self._tokens.nbytes
@@ -64,9 +69,14 @@ class TokenDataset:
         return {"input_ids": input_ids, "attention_mask": torch.from_numpy(counted)}
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """``fetch`` for torch's DataLoader, from pairs (row, index); adds ``row`` (B,) int64."""
+        """``fetch`` for torch's DataLoader, from pairs (row, index); adds ``row`` (B,) int64.
+
+        From a ``MicroBatch`` that knows it also ``num_tokens``, 0-d float32.
+        """
         rows, indices = np.asarray(pairs, dtype=np.int64).T
-        return {**self.fetch(indices), "row": torch.from_numpy(rows.copy())}
+        batch = {**self.fetch(indices), "row": torch.from_numpy(rows.copy())}
+        num_tokens = getattr(pairs, "num_tokens", None)
+        return batch if num_tokens is None else {**batch, "num_tokens": torch.tensor(num_tokens)}
 
     def __getitem__(self, pair: tuple[int, int]) -> dict[str, Tensor]:
         """One row, without the batch axis."""

@@ -62,6 +62,29 @@ def test_devices_and_accumulation_change_nothing(world_size: int, accumulate: in
     assert [row for row, _ in single[0]] == list(range(24))
 
 
+@pytest.mark.parametrize("world_size, accumulate", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_every_micro_batch_knows_the_tokens_of_its_step(
+    world_size: int, accumulate: int, drop_last: bool
+) -> None:
+    lengths = np.random.default_rng(0).integers(1, 17, 100).astype(np.int32)
+    ranks = [
+        GlobalBatchSampler(
+            100, 24, 24 // world_size // accumulate, rank=rank, world_size=world_size, lengths=lengths,
+            drop_last=drop_last, start_step=2,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    streams = [list(islice(rank, 6 * accumulate)) for rank in ranks]
+    for step in range(6):
+        parts = [part for stream in streams for part in stream[step * accumulate : (step + 1) * accumulate]]
+        total = sum(int(lengths[index]) for part in parts for _, index in part)
+        # Lightning and DDP average over the parts: together they divide by the tokens of the whole step.
+        assert all(part.num_tokens * len(parts) == pytest.approx(total) for part in parts)
+    assert len({part.num_tokens for part in streams[0]}) > 1
+    assert next(iter(GlobalBatchSampler(100, 24, 12))).num_tokens is None  # all rows are full
+
+
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_resuming_continues_the_stream(drop_last: bool) -> None:
     whole = steps(2, 3, 13, drop_last=drop_last)
@@ -172,13 +195,18 @@ def test_loaders_of_two_ranks_make_one_global_batch(tmp_path: Path) -> None:
     assert together == rows_of(iter([single]))
 
 
-def test_worker_processes_change_nothing(tmp_path: Path) -> None:
-    cfg = make_cfg(tmp_path, loader__num_workers=2)
+@pytest.mark.parametrize("wrap", [True, False])
+def test_worker_processes_change_nothing(wrap: bool, tmp_path: Path) -> None:
+    cfg = make_cfg(tmp_path, loader__num_workers=2, data__wrap=wrap)
+    if not wrap:
+        cfg.data.train = str(tmp_path / "text.txt")
+        Path(cfg.data.train).write_text("\n".join("a" * (1 + n % 29) for n in range(40)))
     tokenizer = get_tokenizer(cfg)
     with_workers = list(islice(get_train_dataloader(cfg, tokenizer), 5))
     cfg.loader.num_workers = 0
     without = list(islice(get_train_dataloader(cfg, tokenizer), 5))
     for one, other in zip(with_workers, without, strict=True):
+        assert ("num_tokens" in one) == (not wrap) and one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
