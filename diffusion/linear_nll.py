@@ -2,12 +2,13 @@
 
 The gradient of sum_i w_i * nll_i needs nothing that comes after the loss, so it is made while a chunk's
 logits are at hand: one buffer holds logits, then exponentials, then the gradient of the logits, chunk after
-chunk. Shapes: N rows, D width, V vocabulary.
+chunk. Other losses of a row's logits take the place of the cross-entropy (``RowLoss``).
+Shapes: N rows, D width, V vocabulary, n rows of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,12 +17,17 @@ from torch import Tensor
 from diffusion import NEG_INF
 
 
+# A loss of each row's logits: takes which rows these are, their logits (n, V), which it may write over, and
+# targets (n,); returns the losses (n,), (n, V) numbers, and a divisor (n, 1) that makes them the gradient.
+RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
 class LinearHead:
     """A vocabulary head without its mask column, and how much of it may be in memory at once.
 
     Args:
         weight, bias: (V, D) and (V,) or None.
-        mask_id: the column that gets no probability.
+        mask_id: the column that gets no probability; None: there is none, the mask is a token like others.
         dtype: of softmax and losses, at least as wide as the weight's.
         chunk_elements: about how many logits exist at a time, counted in float32. None: 2**23 (32 MB) on a
             CPU, where more rows gain nothing; 2**24 elsewhere.
@@ -31,7 +37,7 @@ class LinearHead:
         self,
         weight: Tensor,
         bias: Tensor | None,
-        mask_id: int,
+        mask_id: int | None,
         dtype: torch.dtype = torch.float32,
         chunk_elements: int | None = None,
     ) -> None:
@@ -56,7 +62,8 @@ class LinearHead:
                 torch.mm(features[rows], self.weight.t(), out=logits)
             else:
                 torch.addmm(self.bias, features[rows], self.weight.t(), out=logits)
-            logits[:, self.mask_id] = NEG_INF
+            if self.mask_id is not None:
+                logits[:, self.mask_id] = NEG_INF
             yield rows, logits
 
     def nll_and_exponentials(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,6 +74,12 @@ class LinearHead:
         exponentials = logits.sub_(highest).exp_()
         total = exponentials.sum(-1, keepdim=True)
         return (gap + total.log()).squeeze(1), exponentials, total
+
+    def cross_entropy(self, rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-log softmax[target], a ``RowLoss``: its gradient, softmax - onehot, is (exponentials - total * onehot)
+        / total, and the divisor goes to the narrow sides of the products."""
+        nll, grad, total = self.nll_and_exponentials(logits, targets)
+        return nll, grad.scatter_add_(1, targets.unsqueeze(1), -total), total
 
 
 def linear_nll(features: Tensor, head: LinearHead, targets: Tensor) -> Tensor:
@@ -79,7 +92,7 @@ def linear_nll(features: Tensor, head: LinearHead, targets: Tensor) -> Tensor:
 
 
 def weighted_linear_nll(
-    features: Tensor, head: LinearHead, targets: Tensor, weights: Tensor
+    features: Tensor, head: LinearHead, targets: Tensor, weights: Tensor, loss: RowLoss | None = None
 ) -> tuple[Tensor, Tensor]:
     """(sum_i weights_i * nll_i, nll (N,) detached); see the module's text.
 
@@ -88,11 +101,17 @@ def weighted_linear_nll(
         head: its weight and bias get gradients if they require them.
         targets: (N,) int64.
         weights: (N,) constants in ``head.dtype``.
+        loss: what stands in the place of nll.
     """
-    if not torch.is_grad_enabled():
-        nll = linear_nll(features, head, targets)
-        return (weights * nll).sum(), nll
-    return _WeightedLinearNLL.apply(features, head.weight, head.bias, head, targets, weights.detach())
+    loss = loss or head.cross_entropy
+    if torch.is_grad_enabled():
+        return _WeightedLinearNLL.apply(
+            features, head.weight, head.bias, head, targets, weights.detach(), loss
+        )
+    values = torch.empty(features.shape[0], dtype=head.dtype, device=features.device)
+    for rows, logits in head.chunks(features):
+        values[rows] = loss(rows, logits.to(head.dtype), targets[rows])[0]
+    return (weights * values).sum(), values
 
 
 class _WeightedLinearNLL(torch.autograd.Function):
@@ -105,18 +124,16 @@ class _WeightedLinearNLL(torch.autograd.Function):
         head: LinearHead,
         targets: Tensor,
         weights: Tensor,
+        loss: RowLoss,
     ) -> tuple[Tensor, Tensor]:
         need_features, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_features = torch.empty_like(features) if need_features else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
-        nll = torch.empty(features.shape[0], dtype=head.dtype, device=features.device)
+        values = torch.empty(features.shape[0], dtype=head.dtype, device=features.device)
         for rows, logits in head.chunks(features):
-            target = targets[rows].unsqueeze(1)
-            nll[rows], grad, total = head.nll_and_exponentials(logits, targets[rows])
-            # softmax - onehot is grad / total; the factor w / total goes to the narrow sides of the products.
-            grad.scatter_add_(1, target, -total)
-            scale = (weights[rows].unsqueeze(1) / total).to(features.dtype)
+            values[rows], grad, divisor = loss(rows, logits.to(head.dtype), targets[rows])
+            scale = (weights[rows].unsqueeze(1) / divisor).to(features.dtype)
             if grad is not logits:
                 grad = logits.copy_(grad)
             if grad_features is not None:
@@ -126,11 +143,11 @@ class _WeightedLinearNLL(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias.addmv_(grad.t(), scale.squeeze(1))
         ctx.save_for_backward(grad_features, grad_weight, grad_bias)
-        ctx.mark_non_differentiable(nll)
-        return (weights * nll).sum(), nll
+        ctx.mark_non_differentiable(values)
+        return (weights * values).sum(), values
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)

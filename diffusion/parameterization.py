@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import NEG_INF
+from diffusion.divergences import Divergences, weighted_linear_divergence
 from diffusion.linear_nll import LinearHead, linear_nll, weighted_linear_nll
 
 __all__ = ["NEG_INF", "Denoiser", "Prediction"]
@@ -49,6 +50,7 @@ class Prediction:
         self.xt = xt
         self.mask_id = mask_id
         self.dtype = torch.promote_types(dtype, head_dtype)
+        self._chunk_elements = chunk_elements
         self._features = features.flatten(0, 1).to(head_dtype)
         self._head = LinearHead(
             weight.to(head_dtype),
@@ -62,6 +64,18 @@ class Prediction:
     def vocab_size(self) -> int:
         """V, the mask included."""
         return self._head.weight.shape[0]
+
+    @property
+    def features(self) -> Tensor:
+        """(B, L, D), what the head turns into log-probabilities, in the head's precision."""
+        return self._features.view(*self.xt.shape, -1)
+
+    def with_features(self, features: Tensor, xt: Tensor) -> Prediction:
+        """The same head behind other features (B, L, D), at ids xt (B, L)."""
+        head = self._head
+        return Prediction(
+            features, head.weight, head.bias, xt, self.mask_id, self.dtype, self._chunk_elements
+        )
 
     def at(self, rows: Tensor) -> Tensor:
         """Log-probabilities (N, V) of x0 at chosen positions, differentiable.
@@ -118,6 +132,27 @@ class Prediction:
         with self._full_precision():
             features = self._features.index_select(0, _flat(rows))
             return weighted_linear_nll(features, self._head, targets, weights.to(self.dtype))
+
+    def weighted_divergence(
+        self, rows: Tensor, teacher: Prediction, kind: str, targets: Tensor, weights: Tensor
+    ) -> Divergences:
+        """The scalar sum_i weights_i * divergence_i from a teacher at chosen positions, differentiable, and
+        the divergences and -log x_theta[target], (N,), detached. Chunk by chunk, as ``weighted_nll``.
+
+        Args:
+            rows: as in ``at``; all at masked positions.
+            teacher: another prediction at the same positions; a constant.
+            kind: see ``diffusion.divergences``.
+            targets: (N,) int64.
+            weights: (N,), treated as constants.
+        """
+        with self._full_precision():
+            rows = _flat(rows)
+            features, taught = (p._features.index_select(0, rows) for p in (self, teacher))
+            weights = weights.to(self.dtype)
+            return weighted_linear_divergence(
+                kind, features, self._head, taught, teacher._head, targets, weights
+            )
 
     def _log_probs(self, rows: Tensor) -> Tensor:
         with self._full_precision():

@@ -27,6 +27,9 @@ class Stream(IntEnum):
     SAMPLE = 7
     DROPOUT = 8
     DATA_ORDER = 9
+    REFLOW = 10
+    TRAIN_TEACHER = 11
+    VALID_TEACHER = 12
 
 
 def _signed(value: int) -> int:
