@@ -1,0 +1,98 @@
+"""mode=generate_reflow_dataset: the pairs that algo=im-redi trains on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from algo import ALGORITHMS
+from data.reflow import REFLOW, ReflowDataset
+from data.reflow_parts import PairStore
+from dataloader import data_settings
+from tasks.reflow_pairs import PairMaker
+from tasks.setup import build_algorithm, build_evaluated
+from utils import user_error
+
+_POLL_SECONDS = 2.0
+
+
+def generate_reflow_dataset(cfg: DictConfig) -> dict[str, Any]:
+    """Make ``reflow.num_reflow_samples`` pairs with the model of ``eval.checkpoint_path``.
+
+    The same command goes on where it stopped; when all pairs are there it says so and does nothing.
+
+    Returns (and writes to ``reflow.save_path``/manifest.json): all that made the pairs, and their mean number
+    of network calls.
+    """
+    fabric = _launch(cfg)
+    maker = PairMaker(cfg, build_evaluated(cfg).to(fabric.device))
+    store = PairStore(Path(cfg.reflow.save_path).expanduser(), maker.describe())
+    return maker.fill(store, rank=fabric.global_rank, world_size=fabric.world_size)
+
+
+def refuse_without_pairs(cfg: DictConfig) -> None:
+    """Raise where training is to read pairs that are not there, or needs pairs and may not make them."""
+    if cfg.data.train == REFLOW:
+        ReflowDataset(Path(cfg.reflow.save_path).expanduser())
+    elif ALGORITHMS[cfg.algo.name].needs_pairs and not cfg.reflow.make_missing:
+        raise user_error(
+            "data",
+            cfg.data.name,
+            f"algo={cfg.algo.name} trains on stored pairs, and this data has none",
+            "make them with mode=generate_reflow_dataset, then use data=reflow-dataset-general "
+            "reflow.save_path=..., or let reflow.make_missing=True make them first",
+        )
+
+
+def with_pairs(cfg: DictConfig, folder: Path) -> DictConfig:
+    """``cfg`` with all that the manifest of its pairs knows; missing pairs are made first.
+
+    They are made in ``folder``/reflow_data by the weights of ``training.finetune_path`` (the averaged ones
+    with ``training.load_ema``), in the largest of ``sampling.steps``. Without a path the weights are random:
+    that tries out the machinery.
+    """
+    if cfg.data.train == REFLOW:
+        return OmegaConf.merge(cfg, {"data": data_settings(cfg)})
+    if not ALGORITHMS[cfg.algo.name].needs_pairs:
+        return cfg
+    start, target = cfg.training.finetune_path, folder / "reflow_data"
+    evaluation = {"checkpoint_path": start, "disable_ema": not cfg.training.load_ema}
+    making = OmegaConf.merge(cfg, {"eval": evaluation, "sampling": {"steps": [max(cfg.sampling.steps)]}})
+    maker = PairMaker(making, build_evaluated(making) if start else build_algorithm(making))
+    store = PairStore(target, maker.describe())
+    if rank_zero_only.rank == 0:
+        on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+        maker.module.to("cuda" if on_gpu else "cpu")
+        maker.fill(store)
+    while not store.complete:  # the other processes wait
+        time.sleep(_POLL_SECONDS)
+        store.refresh()
+    return OmegaConf.merge(cfg, {"data": {"train": REFLOW}, "reflow": {"save_path": str(target)}})
+
+
+def _launch(cfg: DictConfig) -> L.Fabric:
+    """The processes of ``trainer.devices`` and their ranks, as Lightning starts or finds them."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    asked = OmegaConf.to_container(cfg.trainer)
+    single = cfg.strategy.name == "single_device"
+    fabric = L.Fabric(
+        accelerator=asked["accelerator"],
+        devices=1 if single else asked["devices"],
+        num_nodes=1 if single else asked["num_nodes"],
+    )
+    fabric.launch()
+    started = int(os.environ.get("WORLD_SIZE", fabric.world_size))
+    if started != fabric.world_size:
+        problem = f"{started} processes were started for {fabric.world_size} device(s)"
+        raise user_error(
+            "trainer.devices", str(asked["devices"]), problem, "give as many devices as processes"
+        )
+    return fabric

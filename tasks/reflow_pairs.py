@@ -1,0 +1,190 @@
+"""Making pairs of noise and the text that a model makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batching import permutation
+from data.dataset import TokenDataset
+from data.reflow import NO_SEED
+from data.reflow_parts import PairStore
+from dataloader import batch_sizes, get_dataset, pair_settings
+from diffusion.randomness import Stream, fold_in, random_bits, row_keys, uniform
+from diffusion.time_sampling import spread_rows, training_times
+from trainer_base import TrainerBase
+from utils import get_logger, user_error
+
+log = get_logger("reflow")
+
+# What is drawn from a row's key, beside the draws of the sampler (samplers/draws.py).
+_TIME, _MASK, _SEED, _NOISE = range(4)
+_STRATA = 1024  # the times of so many consecutive rows are spread evenly
+_LOG_SECONDS = 60.0
+_POLL_SECONDS = 2.0
+
+
+class PairMaker:
+    """Makes pairs with a model: row r is a function of (seed, r) alone, whatever the batches and devices.
+
+    Args:
+        cfg: ``reflow.*``, ``sampling.*``, ``data.*`` and ``seed``.
+        module: a masked model with its weights, on its device.
+
+    Raises:
+        ValueError: this model, or this data, makes no pairs.
+    """
+
+    def __init__(self, cfg: DictConfig, module: TrainerBase) -> None:
+        if module.family != "absorbing":
+            problem = f"pairs are made by masked models, not by {module.family} ones"
+            raise user_error("algo", cfg.algo.name, problem, "use mdlm, imdm or one distilled from them")
+        counts = module.step_counts()
+        if len(counts) > 1:
+            shown = ",".join(map(str, counts))
+            raise user_error("sampling.steps", shown, "pairs take one number of steps", "give one number")
+        self.cfg, self.module, self.num_steps = cfg, module, counts[0]
+        # Read on first use: finished pairs, and pairs from pure noise, need none.
+        self._dataset: TokenDataset | None = None
+        self._orders: dict[int, np.ndarray] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest: all that shapes the pairs, and what a reader has to share with their maker."""
+        cfg, module = self.cfg, self.module
+        settings = dataclasses.asdict(module.sampler_settings(self.num_steps))
+        if not module.sampler_class.on_grid:
+            settings["num_steps"] = None  # it plays no part
+        return {
+            "rows": cfg.reflow.num_reflow_samples,
+            "seed": cfg.seed,
+            "perturbed_rect": cfg.reflow.perturbed_rect,
+            "get_seed": cfg.reflow.get_seed,
+            "ignore_bos": cfg.training.ignore_bos,
+            **pair_settings(cfg, module.tokenizer),
+            "algorithm": {"name": cfg.algo.name, "as_mdlm": cfg.algo.get("as_mdlm", False)},
+            "checkpoint": {
+                "path": cfg.eval.checkpoint_path,
+                "weights_sha256": _digest(module),
+                "ema": module.uses_ema,
+            },
+            "sampling": {"predictor": module.sampler_class.name, **settings},
+            "precision": str(module.backbone.precision),
+            "data": OmegaConf.to_container(cfg.data, resolve=True),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+            },
+        }
+
+    def make(self, rows: Tensor) -> dict[str, np.ndarray]:
+        """The pairs number ``rows`` (n,): xt, x0 (n, L) int32, t (n,) float64, seed and nfe (n,) int64."""
+        cfg, module, device = self.cfg, self.module, self.module.device
+        keys = row_keys(cfg.seed, Stream.REFLOW, 0, rows)
+        if cfg.reflow.perturbed_rect:
+            strata = spread_rows(rows % _STRATA, _STRATA)
+            u = training_times(fold_in(keys, _TIME), strata, _STRATA, sampling_eps=0.0, antithetic=True)
+            t = (1 - u).clamp(min=2.0**-53)  # in (0, 1]
+            xt = self._noised_text(rows, t, fold_in(keys, _MASK)).to(device)
+        else:
+            t, xt = torch.ones(len(rows), dtype=torch.float64), module.prior(len(rows))
+        seeds = random_bits(fold_in(keys, _SEED), 1).squeeze(-1)
+        cond = module.draw_cond(fold_in(keys, _NOISE).to(device), xt.shape[1])
+        if cfg.reflow.get_seed and cond is not None:
+            cond = seeds.to(device).unsqueeze(-1).expand_as(xt)
+        made = module.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps)
+        return {
+            "xt": xt.int().cpu().numpy(),
+            "x0": made.tokens.int().cpu().numpy(),
+            "t": t.numpy(),
+            "seed": (seeds if cfg.reflow.get_seed else torch.full_like(seeds, NO_SEED)).numpy(),
+            "nfe": made.nfe.cpu().numpy(),
+        }
+
+    def fill(self, store: PairStore, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+        """Make what is missing of this rank's share; rank 0 waits for all and joins the parts.
+
+        Returns:
+            the manifest (of ranks above 0: as it was before joining).
+        """
+        if store.complete:
+            store.clear()
+            log.info("all %d pairs are there already -> %s", store.rows, store.folder)
+            return store.manifest
+        first, last = (store.rows * r // world_size for r in (rank, rank + 1))
+        loader = self.cfg.loader
+        size = loader.eval_batch_size or loader.batch_size
+        size = size or batch_sizes(self.cfg, world_size, evaluation=True)[0]
+        batches, started = store.batches(first, last, size), time.perf_counter()
+        with self.module.ema_weights():
+            for start, stop in _progress(batches, last - first, show=rank == 0):
+                store.write(start, self.make(torch.arange(start, stop)))
+        if rank > 0:
+            return store.manifest
+        while not store.done().all():  # the other processes' rows
+            time.sleep(_POLL_SECONDS)
+        store.join()
+        seconds, calls = time.perf_counter() - started, store.manifest["nfe"]
+        log.info("%d pairs, %.1f network calls each, %.0f s -> %s", store.rows, calls, seconds, store.folder)
+        return store.manifest
+
+    def _noised_text(self, rows: Tensor, t: Tensor, keys: Tensor) -> Tensor:
+        """Training rows (n, L), corrupted at the times ``t`` (n,)."""
+        if self._dataset is None:
+            self._dataset = get_dataset(self.cfg, self.module.tokenizer, "train")
+        batch = self._dataset.fetch(self._shuffled(rows.numpy(), len(self._dataset)))
+        if not batch["attention_mask"].all():
+            problem = "pairs cannot carry the padding of its rows"
+            raise user_error("data.wrap", self.cfg.data.wrap, problem, "use packed data (data.wrap=True)")
+        x0 = batch["input_ids"]
+        keep = torch.zeros_like(x0, dtype=torch.bool)
+        keep[:, 0] = self.cfg.training.ignore_bos
+        alpha_t = self.module.schedule.alpha(t)
+        return self.module.process.corrupt(x0, alpha_t, uniform(keys, x0.shape[1]), keep)
+
+    def _shuffled(self, rows: np.ndarray, num_rows: int) -> np.ndarray:
+        """Which rows of the data the pairs ``rows`` (n,) begin with: each epoch has an order of its own."""
+        epochs, places = np.divmod(rows, num_rows)
+        kept, self._orders = self._orders, {}
+        for epoch in np.unique(epochs).tolist():
+            order = kept.get(epoch)
+            self._orders[epoch] = permutation(num_rows, self.cfg.seed, epoch) if order is None else order
+        return np.array([self._orders[e][p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)])
+
+
+def _digest(module: TrainerBase) -> str:
+    """A digest of the weights that generate: the averaged ones, unless they are switched off."""
+    digest = hashlib.sha256()
+    with module.ema_weights():
+        for name, parameter in sorted(module.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _progress(batches: list[tuple[int, int]], total: int, *, show: bool) -> Iterator[tuple[int, int]]:
+    """Yield the batches with a bar on a terminal, with a line a minute in a log file."""
+    done = total - sum(stop - start for start, stop in batches)
+    bar = tqdm(total=total, initial=done, desc="pairs", unit="pair", disable=None if show else True)
+    started = logged = time.perf_counter()
+    made = 0
+    with bar:
+        for start, stop in batches:
+            yield start, stop
+            made += stop - start
+            bar.update(stop - start)
+            now = time.perf_counter()
+            if show and bar.disable and now - logged > _LOG_SECONDS:
+                left = (total - done - made) / made * (now - started) / 60
+                log.info("%d of %d pairs, %.0f minutes left", done + made, total, left)
+                logged = now
