@@ -5,7 +5,7 @@ from pkgutil import iter_modules
 
 from samplers.base import Sampler, SamplerSettings, Samples, State
 from samplers.draws import Draws, KeyedDraws
-from samplers.registry import SAMPLERS, get_sampler, register
+from samplers.registry import SAMPLERS, get_sampler, register, register_order
 
 # A new sampler is one file here: importing the package imports all of them, so the registry is complete.
 for _module in iter_modules(__path__):
@@ -21,4 +21,5 @@ __all__ = [
     "State",
     "get_sampler",
     "register",
+    "register_order",
 ]

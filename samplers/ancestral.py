@@ -48,12 +48,7 @@ class Ancestral(Sampler):
         return torch.full((len(state.x),), step < self.settings.num_steps, device=state.x.device)
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
-        removal = self.settings.noise_removal
-        if step == self.settings.num_steps - 1 and removal != "none":
-            s, alpha_s = torch.zeros_like(state.t), torch.ones_like(state.t)
-        else:
-            s = state.t * (self._grid(step + 1) / self._grid(step))
-            alpha_s, removal = self.schedule.alpha(s), "none"
+        s, alpha_s, greedy = self.target(step, state.t)
         uniforms = draws.actions(step, state.x.shape[1])
         decision = decide(state.x == self.mask_id, self.schedule.alpha(state.t), alpha_s, uniforms)
 
@@ -64,12 +59,18 @@ class Ancestral(Sampler):
             state = state.merge(idle, part)
         if busy.numel():
             part = state.select(busy)
-            chosen, greedy = decision.select(busy), removal == "greedy"
-            part = self.reverse_step(
-                step, part, chosen, self.predict(part), draws.select(busy), greedy=greedy
-            )
+            chosen, prediction = decision.select(busy), self.predict(part)
+            part = self.reverse_step(step, part, chosen, prediction, draws.select(busy), greedy=greedy)
             state = state.merge(busy, part)
         return replace(state, t=s), called
+
+    def target(self, step: int, t: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Where step number ``step`` goes from ``t`` (B,): s and alpha_s (B,), and whether greedily."""
+        removal = self.settings.noise_removal
+        if step == self.settings.num_steps - 1 and removal != "none":
+            return torch.zeros_like(t), torch.ones_like(t), removal == "greedy"
+        s = t * (self._grid(step + 1) / self._grid(step))
+        return s, self.schedule.alpha(s), False
 
     def reverse_step(
         self,

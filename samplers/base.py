@@ -6,9 +6,9 @@ Shapes: B rows, L positions, N positions that unmask, V vocabulary (mask include
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ NOISE_REMOVAL = ("ancestral", "greedy", "none")
 _CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
 
 OnStep = Callable[[int, Tensor, Tensor], None]
+TokenLaw = Callable[[Tensor, Tensor], Tensor]  # rows (N,) and positions (N,) -> log-probabilities (N, V)
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,40 @@ class SamplerSettings:
                 raise user_error(f"sampling.{key}", value, "out of range", mend)
 
 
+class Memory(Protocol):
+    """What a sampler keeps of earlier steps, row by row; it is made in ``Sampler.begin``."""
+
+    def select(self, rows: Tensor) -> Memory:
+        """The memory of the sub-batch ``rows`` (n,) int64."""
+        ...
+
+    def merge(self, rows: Tensor, part: Memory) -> Memory:
+        """This memory with ``rows`` (n,) int64 replaced by those of ``part``."""
+        ...
+
+
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None."""
+    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None, and the
+    ``memory`` of samplers that have one."""
 
     x: Tensor
     t: Tensor
     cond: Tensor | None
+    memory: Memory | None = None
 
     def select(self, rows: Tensor) -> State:
         """The sub-batch ``rows`` (n,) int64."""
-        return State(self.x[rows], self.t[rows], None if self.cond is None else self.cond[rows])
+        cond = None if self.cond is None else self.cond[rows]
+        memory = None if self.memory is None else self.memory.select(rows)
+        return State(self.x[rows], self.t[rows], cond, memory)
 
     def merge(self, rows: Tensor, part: State) -> State:
         """This batch with ``rows`` (n,) int64 replaced by those of ``part``."""
         cond = None if self.cond is None or part.cond is None else self.cond.index_copy(0, rows, part.cond)
-        return State(self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t), cond)
+        known = self.memory is not None and part.memory is not None
+        memory = self.memory.merge(rows, part.memory) if known else None
+        return State(self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t), cond, memory)
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,13 @@ class Samples:
         )
 
 
+def chunks(where: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows (N,) and positions (N,) of ``where`` (B, L) bool, so many at a time that (N, V) fits."""
+    batch_index, position = where.nonzero(as_tuple=True)
+    size = max(1, _CHUNK_ELEMENTS // vocab_size)
+    return zip(batch_index.split(size), position.split(size), strict=True)
+
+
 class Sampler(ABC):
     """A reverse process. Subclasses say which rows need a step (``pending``) and what it does (``step``).
 
@@ -134,6 +160,10 @@ class Sampler(ABC):
         self.schedule = schedule
         self.mask_id = mask_id
         self.settings = settings
+
+    def begin(self, state: State) -> State:
+        """The state that the first step sees: a sampler that remembers puts its ``memory`` in here."""
+        return state
 
     @abstractmethod
     def pending(self, step: int, state: State) -> Tensor:
@@ -170,7 +200,7 @@ class Sampler(ABC):
         if not ((times > 0) & (times <= 1)).all():
             shown = f"{times.min():g}..{times.max():g}"
             raise user_error("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
-        state = State(xt.clone(), times, cond)
+        state = self.begin(State(xt.clone(), times, cond))
         nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
         forward_passes = step = 0
         while (rows := self.pending(step, state).nonzero().squeeze(-1)).numel():
@@ -196,21 +226,41 @@ class Sampler(ABC):
         prediction: Prediction,
         draws: Draws,
         *,
-        greedy: bool = False,
+        greedy: Tensor | bool = False,
     ) -> State:
-        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``prediction`` of the same rows.
+        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``prediction`` of the same rows."""
 
-        The head runs at these positions alone and in chunks: nothing of size (B, L, V) exists.
+        def law(rows: Tensor, columns: Tensor) -> Tensor:
+            return prediction.at(rows * where.shape[1] + columns)
+
+        return self.write(step, state, where, law, prediction.vocab_size, draws, greedy=greedy)
+
+    def write(
+        self,
+        step: int,
+        state: State,
+        where: Tensor,
+        law: TokenLaw,
+        vocab_size: int,
+        draws: Draws,
+        *,
+        greedy: Tensor | bool = False,
+    ) -> State:
+        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``law``.
+
+        The law is asked about these positions alone and in chunks: nothing of size (B, L, V) exists. Where
+        ``greedy`` holds, for all rows or row by row (B,), the likeliest token is taken instead of a draw.
         """
-        batch_index, position = where.nonzero(as_tuple=True)
         x = state.x.clone()
-        chunk = max(1, _CHUNK_ELEMENTS // prediction.vocab_size)
-        for rows, columns in zip(batch_index.split(chunk), position.split(chunk), strict=True):
-            log_x_theta = prediction.at(rows * x.shape[1] + columns)
-            if greedy:
-                x[rows, columns] = log_x_theta.argmax(-1)
+        for rows, columns in chunks(where, vocab_size):
+            log_x_theta = law(rows, columns)
+            if greedy is True:
+                tokens = log_x_theta.argmax(-1)
             else:
-                x[rows, columns] = draws.tokens(step, self.token_law(log_x_theta), rows, columns)
+                tokens = draws.tokens(step, self.token_law(log_x_theta), rows, columns)
+                if isinstance(greedy, Tensor):
+                    tokens = torch.where(greedy[rows], log_x_theta.argmax(-1), tokens)
+            x[rows, columns] = tokens
         return replace(state, x=x)
 
     def token_law(self, log_x_theta: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class Draws(Protocol):
         """One id (N,) per row of ``log_probs`` (N, V); row n belongs to (batch_index[n], position[n])."""
         ...
 
-    def hits(self, step: int) -> Tensor:
-        """Uniforms (B, 2), float64: the time of the next event and its position (first hitting)."""
+    def hits(self, step: int, number: int = 0) -> Tensor:
+        """Uniforms (B, 2), float64: time and position of hit ``number`` of a step (first hitting)."""
         ...
 
     def cond_keys(self, step: int) -> Tensor:
@@ -64,8 +64,9 @@ class KeyedDraws:
         keys = fold_in(self._at(step, _Purpose.TOKENS)[batch_index], position)
         return sample_categorical(log_probs, uniform(keys, 1).squeeze(-1))
 
-    def hits(self, step: int) -> Tensor:
-        return uniform(self._at(step, _Purpose.HITS), 2)
+    def hits(self, step: int, number: int = 0) -> Tensor:
+        keys = self._at(step, _Purpose.HITS)
+        return uniform(fold_in(keys, number) if number else keys, 2)
 
     def cond_keys(self, step: int) -> Tensor:
         return self._at(step, _Purpose.COND)

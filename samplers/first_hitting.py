@@ -15,13 +15,33 @@ from samplers.registry import register
 from utils import user_error
 
 
+def next_hit(is_masked: Tensor, masked_t: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Where and when the next mask unmasks.
+
+    With n masks at t it happens at s with 1 - alpha_s = u**(1/n) (1 - alpha_t), uniform among them.
+
+    Args:
+        is_masked: (B, L) bool, the n masks of each row; rows without any are given back as they are.
+        masked_t: (B,) float64, 1 - alpha_t.
+        uniforms: (B, 2) float64 in [0, 1), for time and position.
+
+    Returns:
+        the hit, (B, L) bool with one position a row, and 1 - alpha_s, (B,).
+    """
+    u_time, u_position = uniforms.unbind(-1)
+    num_masked = is_masked.sum(-1)
+    chosen = (u_position * num_masked).long().unsqueeze(-1)
+    hit = is_masked & (is_masked.cumsum(-1) - 1 == chosen)
+    return hit, torch.where(num_masked > 0, u_time ** (1 / num_masked.clamp(min=1).double()), 1) * masked_t
+
+
 @register("first_hitting")
 class FirstHitting(Sampler):
     """The reverse process in continuous time: one network call for each mask, at the time it unmasks.
 
-    With n masks left at t the next one unmasks at s with 1 - alpha_s = u**(1/n) (1 - alpha_t), uniform among
-    them. In between every mask keeps its noise with probability alpha_t / alpha_s. There is no grid
-    (``num_steps`` and ``grid_eps`` play no part) and no discretisation error.
+    ``next_hit`` says which mask unmasks next and when. In between every mask keeps its noise with probability
+    alpha_t / alpha_s. There is no grid (``num_steps`` and ``grid_eps`` play no part) and no discretisation
+    error.
 
     Raises:
         ValueError: ``noise_removal`` other than ancestral; no mask is left for it to act on.
@@ -42,15 +62,10 @@ class FirstHitting(Sampler):
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
         is_masked = state.x == self.mask_id
-        num_masked = is_masked.sum(-1)
-        u_time, u_position = draws.hits(step).unbind(-1)
-        alpha_t = self.schedule.alpha(state.t)
-        alpha_s = 1 - u_time ** (1 / num_masked.double()) * self.schedule.masked(state.t)
+        hit, masked_s = next_hit(is_masked, self.schedule.masked(state.t), draws.hits(step))
+        alpha_t, alpha_s = self.schedule.alpha(state.t), 1 - masked_s
 
         resets = is_masked & (draws.actions(step, state.x.shape[1]) >= (alpha_t / alpha_s).unsqueeze(-1))
         state = self.refresh(step, replace(state, t=self.schedule.inverse(alpha_s)), resets, draws)
-
-        rank = is_masked.cumsum(-1) - 1
-        hit = is_masked & (rank == (u_position * num_masked).long().unsqueeze(-1))
         state = self.unmask(step, state, hit, self.predict(state), draws)
-        return state, torch.ones_like(num_masked, dtype=torch.bool)
+        return state, torch.ones_like(state.t, dtype=torch.bool)

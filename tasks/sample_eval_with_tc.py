@@ -1,0 +1,74 @@
+"""mode=sample_eval_with_tc: samples and their measures, and their total correlation at fixed start noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dataloader import batch_sizes
+from metrics import total_correlation
+from tasks.sample_eval import sample_eval
+from trainer_base import TrainerBase
+from utils import get_logger
+
+log = get_logger("sample_eval")
+
+
+def sample_eval_with_tc(cfg: DictConfig) -> dict[str, Any]:
+    """As ``sample_eval``, and beside those samples groups of ``sampling.duplicate`` that share their start.
+
+    What is left of dependence among the tokens of a group is the work of the sampler's draws; what the start
+    noise of the masks decides is the same in all members. Each object gets the keys of ``group_measures``.
+    """
+    return sample_eval(cfg, group_measures)
+
+
+def group_measures(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str, Any]:
+    """The total correlation of groups of samples with one start noise, whose draws are their own.
+
+    Each of ``sampling.num_duplicate_batch`` batches holds as many whole groups as ``loader.eval_batch_size``
+    has room for, at least one.
+
+    Returns:
+        tc in bits, the mean over groups, with its standard error; tc_joint_entropy, the mean of H(x), and its
+        limit log2(tc_group_size); tc_saturated: in some group all samples differ, so that its H(x) is at the
+        limit whatever the truth is. All but the sizes are None with ``sampling.duplicate=1``: one sample has
+        no correlation.
+    """
+    size = cfg.sampling.duplicate
+    batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
+    groups = max(1, batch // size) * cfg.sampling.num_duplicate_batch if size > 1 else 0
+    names = ("tc", "tc_stderr", "tc_joint_entropy", "tc_limit", "tc_saturated")
+    measured: dict[str, Any] = dict.fromkeys(names)
+    measured.update(tc_group_size=size, tc_groups=groups)
+    if not groups:
+        log.info("no total correlation: sampling.duplicate=1; give the size of a group, like 256")
+        return measured
+    with module.ema_weights():
+        samples = module.sample(
+            groups * size,
+            num_steps,
+            # Other rows than those of the samples that are measured one by one.
+            first_row=cfg.sampling.num_sample_batches * batch,
+            batch_size=batch,
+            group_size=size,
+        )
+    tc, joint = total_correlation(samples.tokens.cpu().view(groups, size, -1))
+    limit = math.log2(size)
+    saturated = bool((joint > limit - 1e-9).any())
+    stderr = float(tc.std() / groups**0.5) if groups > 1 else None
+    values = (float(tc.mean()), stderr, float(joint.mean()), limit, saturated)
+    measured.update(zip(names, values, strict=True))
+    log.info(
+        "steps %d: total correlation %.3f bits in %d groups of %d%s",
+        num_steps,
+        measured["tc"],
+        groups,
+        size,
+        ", saturated: all samples of a group differ, and larger groups give another number"
+        if saturated
+        else "",
+    )
+    return measured
