@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,26 +11,53 @@ from diffusion.objectives import LossOutput, count_weight, masked_nelbo
 from diffusion.parameterization import Prediction
 from diffusion.randomness import Stream, row_keys, uniform
 from diffusion.time_sampling import mask_counts, spread_rows, training_times
+from models.dit import DiT
 from trainer_base import TrainerBase
 
 TRAIN_STREAMS = (Stream.TRAIN_TIME, Stream.TRAIN_MASK, Stream.TRAIN_NOISE)
 VALID_STREAMS = (Stream.VALID_TIME, Stream.VALID_MASK, Stream.VALID_NOISE)
 
 
+class Noised(NamedTuple):
+    """A batch and its noise: ids x0 and xt (B, L), the NELBO's weight (B,), sigma (B,), the masks' noise
+    ``cond`` or None, and the tokens that count, ``loss_mask`` (B, L) bool."""
+
+    x0: Tensor
+    xt: Tensor
+    weight: Tensor
+    sigma: Tensor
+    cond: Tensor | None
+    loss_mask: Tensor
+
+
 class MDLM(TrainerBase):
     """Masked diffusion with the SUBS parameterization (Sahoo et al., 2024, arXiv 2406.07524)."""
 
     def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
-        features = self.backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
-        head = self.backbone.head
+        return self.denoise_by(self.backbone, xt, sigma, cond)
+
+    def denoise_by(self, backbone: DiT, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
+        """What another network of the same shape, such as a teacher, says: see ``denoise``."""
+        features = backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
+        head = backbone.head
         return Prediction(features, head.weight, head.bias, xt, self.mask_id, dtype=self.loss_dtype)
 
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """Losses are in float32 or better, whatever the network computes in."""
-        return torch.float64 if self.config.training.loss_precision == "float64" else torch.float32
-
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
+        x0, xt, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
+        low_var = training and self.config.training.loss_type == "low_var"
+        return masked_nelbo(
+            self.denoise(xt, sigma, cond),
+            x0,
+            xt,
+            self.mask_id,
+            weight,
+            loss_mask,
+            self.num_tokens(batch, loss_mask),
+            loss_weight=torch.ones_like(weight) if low_var else None,
+        )
+
+    def noised(self, batch: dict[str, Tensor], step: int, num_rows: int, training: bool) -> Noised:
+        """The batch at the times of this step, with the mask noise that the network is to see."""
         x0, rows = batch["input_ids"], batch["row"]
         loss_mask = batch["attention_mask"].clone()
         if self.config.training.ignore_bos:
@@ -37,18 +66,7 @@ class MDLM(TrainerBase):
         time_keys, mask_keys, noise_keys = (row_keys(self.config.seed, s, step, rows) for s in streams)
         t = self.times(time_keys, rows, num_rows, training)
         xt, weight, sigma = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
-        prediction = self.denoise(xt, sigma, self.draw_cond(noise_keys, x0.shape[1]))
-        low_var = training and self.config.training.loss_type == "low_var"
-        return masked_nelbo(
-            prediction,
-            x0,
-            xt,
-            self.mask_id,
-            weight,
-            loss_mask,
-            loss_mask.sum().clamp(min=1),
-            loss_weight=torch.ones_like(weight) if low_var else None,
-        )
+        return Noised(x0, xt, weight, sigma, self.draw_cond(noise_keys, x0.shape[1]), loss_mask)
 
     def by_count(self, training: bool) -> bool:
         """Whether noise is drawn as a number of masks (Zheng et al., arXiv 2409.02908) instead of a time."""
@@ -61,7 +79,12 @@ class MDLM(TrainerBase):
         strata = rows if training else spread_rows(rows, num_rows)
         sampling_eps = 0.0 if self.by_count(training) else settings.sampling_eps
         return training_times(
-            keys, strata, num_rows, sampling_eps=sampling_eps, antithetic=settings.antithetic_sampling
+            keys,
+            strata,
+            num_rows,
+            sampling_eps=sampling_eps,
+            antithetic=settings.antithetic_sampling,
+            num_quanta=self.config.algo.T,
         )
 
     def corrupt(

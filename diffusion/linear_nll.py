@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffusion import NEG_INF
 
-
 # A loss of each row's logits: takes which rows these are, their logits (n, V), which it may write over, and
 # targets (n,); returns the losses (n,), (n, V) numbers, and a divisor (n, 1) that makes them the gradient.
 RowLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -76,8 +75,8 @@ class LinearHead:
         return (gap + total.log()).squeeze(1), exponentials, total
 
     def cross_entropy(self, rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-log softmax[target], a ``RowLoss``: its gradient, softmax - onehot, is (exponentials - total * onehot)
-        / total, and the divisor goes to the narrow sides of the products."""
+        """-log softmax[target], a ``RowLoss``: softmax - onehot is (exponentials - total * onehot) / total,
+        and the divisor goes to the narrow sides of the products."""
         nll, grad, total = self.nll_and_exponentials(logits, targets)
         return nll, grad.scatter_add_(1, targets.unsqueeze(1), -total), total
 

@@ -86,7 +86,7 @@ class Prediction:
         Args:
             rows: (B, L) bool, or (N,) int64 indices into the flattened B*L positions.
         """
-        rows = _flat(rows)
+        rows = flat(rows)
         tokens = self.xt.flatten()[rows]
         open_rows = (tokens == self.mask_id).nonzero().squeeze(1)
         if open_rows.numel() == rows.numel():
@@ -109,7 +109,7 @@ class Prediction:
             rows: as in ``at``.
             targets: (N,) int64.
         """
-        rows = _flat(rows)
+        rows = flat(rows)
         tokens = self.xt.flatten()[rows]
         is_masked = tokens == self.mask_id
         carried = torch.where(tokens == targets, 0.0, -NEG_INF).to(self.dtype)
@@ -130,7 +130,7 @@ class Prediction:
             weights: (N,), treated as constants.
         """
         with self._full_precision():
-            features = self._features.index_select(0, _flat(rows))
+            features = self._features.index_select(0, flat(rows))
             return weighted_linear_nll(features, self._head, targets, weights.to(self.dtype))
 
     def weighted_divergence(
@@ -147,24 +147,33 @@ class Prediction:
             weights: (N,), treated as constants.
         """
         with self._full_precision():
-            rows = _flat(rows)
+            rows = flat(rows)
             features, taught = (p._features.index_select(0, rows) for p in (self, teacher))
             weights = weights.to(self.dtype)
             return weighted_linear_divergence(
                 kind, features, self._head, taught, teacher._head, targets, weights
             )
 
-    def _log_probs(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
+        """What the head says at chosen positions, the mask's column included: (N, V), differentiable.
+
+        Args:
+            rows: (N,) int64 indices into the flattened B*L positions.
+        """
         with self._full_precision():
-            logits = F.linear(self._features[rows], self._head.weight, self._head.bias)
-            logits[:, self.mask_id] = NEG_INF
-            return torch.log_softmax(logits, dim=-1, dtype=self.dtype)
+            return F.linear(self._features[rows], self._head.weight, self._head.bias).to(self.dtype)
+
+    def _log_probs(self, rows: Tensor) -> Tensor:
+        logits = self.logits(rows)
+        logits[:, self.mask_id] = NEG_INF
+        return torch.log_softmax(logits, dim=-1)
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self._features.device.type, enabled=False)
 
 
-def _flat(rows: Tensor) -> Tensor:
+def flat(rows: Tensor) -> Tensor:
+    """``rows`` (B, L) bool as (N,) int64 indices into the flattened positions; indices as they are."""
     return rows.flatten().nonzero().squeeze(1) if rows.dtype == torch.bool else rows
 
 
