@@ -6,10 +6,9 @@ Shapes: B sequences of a micro-batch, L positions, V vocabulary with the mask.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -20,19 +19,17 @@ from diffusion.noise import get_schedule
 from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
 from diffusion.process import Absorbing
-from diffusion.randomness import Stream, fold_in, row_keys
+from diffusion.randomness import Stream, row_keys
+from generation import GeneratingModule
 from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
-from samplers.base import Sampler, SamplerSettings, Samples
-from samplers.draws import KeyedDraws
-from samplers.registry import get_sampler
+from optimizers import adamw, train_only
 from schedulers import lr_multiplier
-from utils import user_error
 
 
-class TrainerBase(L.LightningModule):
+class TrainerBase(GeneratingModule):
     """An algorithm for Lightning: subclasses say what the loss, the denoiser and the mask noise are.
 
     Args:
@@ -40,8 +37,8 @@ class TrainerBase(L.LightningModule):
         tokenizer: gives the vocabulary size and the mask id.
     """
 
-    default_predictor: ClassVar[str] = "ancestral_cache"
-    family: ClassVar[str] = "absorbing"  # which samplers make sense (Sampler.families)
+    needs_pairs: ClassVar[bool] = False  # trains on stored pairs (data/reflow.py), not on text
+    exact_likelihood: ClassVar[bool] = False  # the loss is no bound, and eval.nelbo has no say
 
     def __init__(self, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -50,10 +47,11 @@ class TrainerBase(L.LightningModule):
         self.mask_id, self.vocab_size = mask_id_of(tokenizer)
         self.process = Absorbing(self.mask_id)
         self.schedule = get_schedule(config.noise.name, config.noise.eps)
-        self.sampler_class = get_sampler(config.sampling.predictor or self.default_predictor, self.family)
+        self.choose_sampler()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = DiT(self.backbone_config())
+        train_only(self.backbone, config.optim.ln_tune)
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
         self.ema = self._make_ema()
         self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
@@ -80,6 +78,15 @@ class TrainerBase(L.LightningModule):
         """The loss of a micro-batch whose rows are ``batch["row"]`` of ``num_rows`` (B, L tokens)."""
         raise NotImplementedError
 
+    def finished(self, step: int) -> str | None:
+        """Why training is over after ``step`` optimizer steps, before ``trainer.max_steps``; else None."""
+        return None
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """Losses are in float32 or better, whatever the network computes in."""
+        return torch.float64 if self.config.training.loss_precision == "float64" else torch.float32
+
     # Construction ---------------------------------------------------------------------------------
 
     def backbone_config(self) -> BackboneConfig:
@@ -102,10 +109,7 @@ class TrainerBase(L.LightningModule):
 
     def _make_ema(self) -> ExponentialMovingAverage | None:
         decay = self.config.training.ema
-        return ExponentialMovingAverage(self._trainable(), decay) if decay > 0 else None
-
-    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return ExponentialMovingAverage(self.named_parameters(), decay) if decay > 0 else None
 
     @property
     def uses_ema(self) -> bool:
@@ -121,25 +125,13 @@ class TrainerBase(L.LightningModule):
     # Optimisation ---------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optim = self.config.optim
-        optimizer = torch.optim.AdamW(
-            [p for _, p in self._trainable()],
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        optim = OmegaConf.to_container(self.config.optim)
+        optimizer = adamw(self.trainable(), optim)
         multiplier = lr_multiplier(
-            OmegaConf.to_container(self.config.lr_scheduler), optim.lr, self.config.trainer.max_steps
+            OmegaConf.to_container(self.config.lr_scheduler), optim["lr"], self.config.trainer.max_steps
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self._seed_dropout(batch_idx)
@@ -147,31 +139,43 @@ class TrainerBase(L.LightningModule):
             batch, step=self.global_step, num_rows=self.config.loader.global_batch_size, training=True
         )
         self.train_nelbo.update(output.token_nll, output.loss_mask)
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 and self._logs_this_step():
-            self._log_training(output.loss.detach())
+        self.watch_loss(output.loss)
         return output.loss
 
-    def _logs_this_step(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update()
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training()
 
-    def _log_training(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise user_error(
-                "trainer/loss",
-                float(loss),
-                f"not a finite number at step {self.global_step}",
-                "the last checkpoint is intact; lower optim.lr, clip gradients, or resume from it",
-            )
+    def _log_training(self) -> None:
+        self.check_finite()
         # The NELBO of all batches since the last line of the log, not of this one alone.
         result = self.train_nelbo.compute()
         self.train_nelbo.reset()
-        self.log("trainer/loss", loss, sync_dist=True)
+        self.log("trainer/loss", self.step_loss, sync_dist=True)
+        self.log("train/grad_norm", self.grad_norm)
         self.log_dict({f"train/{name}": result[name] for name in ("nll", "bpd", "ppl")})
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._logs_this_step():
-            grads = [p.grad for _, p in self._trainable() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+    def num_tokens(self, batch: dict[str, Tensor], loss_mask: Tensor) -> Tensor:
+        """What a micro-batch's summed loss is divided by: accumulation and devices then change nothing.
+
+        With ``batch["num_tokens"]`` (0-d: tokens of the step's global batch / number of its micro-batches)
+        the mean over micro-batches, which Lightning and DDP take, is that over the tokens of the global
+        batch. Without it all rows are full, or nobody knows the other micro-batches: the own tokens count.
+
+        Args:
+            loss_mask: (B, L or less) bool, the tokens in the loss: those of ``attention_mask`` but for the
+                same number in every row (ignore_bos; the first token of an autoregressive model).
+
+        Returns:
+            0-d, at least 1.
+        """
+        count = loss_mask.sum()
+        if "num_tokens" in batch:
+            count = batch["num_tokens"] - (batch["attention_mask"].sum() - count)
+        return count.clamp(min=1)
 
     def _seed_dropout(self, batch_idx: int) -> None:
         # Dropout is the one draw that PyTorch takes from its global generator: tying that to the step, the
@@ -199,96 +203,22 @@ class TrainerBase(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         result = self.valid_nelbo.compute()
-        self.log_dict({f"val/{name}": result[name] for name in ("nll", "bpd", "ppl")}, rank_zero_only=False)
-
-    # Sampling -------------------------------------------------------------------------------------
-
-    def step_counts(self) -> list[int]:
-        """The numbers of steps to sample at; a sampler without a time grid makes the same samples at each."""
-        sampling = self.config.sampling
-        return list(sampling.steps) if self.sampler_class.on_grid else [self.config.model.length]
-
-    def sampler_settings(self, num_steps: int) -> SamplerSettings:
-        """``sampling.*`` as the samplers read it."""
-        sampling = self.config.sampling
-        return SamplerSettings(
-            num_steps=num_steps,
-            noise_removal=sampling.noise_removal,
-            temperature=sampling.temperature,
-            p_nucleus=sampling.p_nucleus if sampling.use_p_nucleus else 1.0,
-            reset=not (sampling.fix_eps or sampling.mdlm_posterior),
-        )
-
-    def make_sampler(self, num_steps: int) -> Sampler:
-        """The sampler of ``sampling.predictor`` over this model."""
-        return self.sampler_class(self, self.schedule, self.mask_id, self.sampler_settings(num_steps))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        num_samples: int,
-        num_steps: int,
-        *,
-        first_row: int = 0,
-        batch_size: int = 64,
-        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    ) -> Samples:
-        """Write ``num_samples`` sequences of ``model.length`` tokens from the fully masked state.
-
-        Row r of the result is a function of (seed, first_row + r) alone: neither the batch size nor the
-        device count changes it (up to the rounding of the network).
-        """
-        parts = []
-        for start in range(0, num_samples, batch_size):
-            rows = torch.arange(start, min(start + batch_size, num_samples), device=self.device) + first_row
-            keys = row_keys(self.config.seed, Stream.SAMPLE, 0, rows)
-            cond = self.draw_cond(fold_in(keys, int(Stream.SAMPLE_START)), self.config.model.length)
-            parts.append(self.reverse(self.prior(len(rows)), 1.0, cond, keys, num_steps, on_step=on_step))
-        return Samples.concatenate(parts)
-
-    def prior(self, num_rows: int) -> Tensor:
-        """The state that sampling starts from: ids (num_rows, model.length)."""
-        return self.process.prior((num_rows, self.config.model.length), self.device)
-
-    @torch.no_grad()
-    def reverse(
-        self,
-        xt: Tensor,
-        t: Tensor | float,
-        cond: Tensor | None,
-        keys: Tensor,
-        num_steps: int,
-        *,
-        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    ) -> Samples:
-        """Run the reverse process from any state.
-
-        Args:
-            xt: (B, L) ids; what is not masked stays.
-            t: start times in (0, 1], one for all or (B,); the time grid is scaled by them.
-            cond: mask noise seeds of ``xt`` (B, L), or None.
-            keys: (B,) int64, one per row: they key all draws.
-            num_steps: of samplers that walk on a time grid.
-            on_step: see ``Sampler.sample``.
-        """
-        was_training = self.training
-        self.eval()
-        try:
-            return self.make_sampler(num_steps).sample(xt, t, cond, KeyedDraws(keys), on_step=on_step)
-        finally:
-            self.train(was_training)
+        self.log_dict({f"val/{name}": result[name] for name in ("nll", "bpd", "ppl")}, sync_dist=True)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         # Plain containers and tensors only: a checkpoint must be readable without running code from it.
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
-        checkpoint["train_nelbo"] = self.train_nelbo.metric_state
+        names, sums = zip(*self.train_nelbo.metric_state.items(), strict=True)
+        checkpoint["train_nelbo"] = dict(zip(names, self.over_devices(torch.stack(sums)).cpu(), strict=True))
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
-        for name, value in checkpoint.get("train_nelbo", {}).items():
-            getattr(self.train_nelbo, name).copy_(value)
+        if self.global_rank == 0:  # the sums of all devices, to be counted once
+            for name, value in checkpoint.get("train_nelbo", {}).items():
+                getattr(self.train_nelbo, name).copy_(value)

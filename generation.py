@@ -1,0 +1,143 @@
+"""How a model writes: the sampler that the configuration names, over any start state.
+
+Shapes: B rows, L positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion.noise import Schedule
+from diffusion.process import Absorbing
+from diffusion.randomness import Stream, fold_in, row_keys
+from optimizers import WatchedModule
+from samplers.base import Sampler, SamplerSettings, Samples
+from samplers.draws import KeyedDraws
+from samplers.registry import get_sampler
+from samplers.semi_ar import Strides
+
+
+class GeneratingModule(WatchedModule):
+    """A ``Denoiser`` that samples. What stands below is set by the class that knows the network."""
+
+    default_predictor: ClassVar[str] = "ancestral_cache"
+    family: ClassVar[str] = "absorbing"  # which samplers make sense (Sampler.families)
+
+    config: DictConfig
+    process: Absorbing
+    schedule: Schedule
+    mask_id: int
+
+    def choose_sampler(self) -> None:
+        """Take over ``sampling.predictor``, ``order`` and ``semi_ar``.
+
+        Raises:
+            ValueError: they make no sense for such a model.
+        """
+        sampling = self.config.sampling
+        predictor = sampling.predictor or self.default_predictor
+        self.sampler_class = get_sampler(predictor, self.family, sampling.order)
+        self.strides = Strides(sampling.stride_length, sampling.num_strides if sampling.semi_ar else 0)
+        self.strides.check(self.family)
+
+    def step_counts(self) -> list[int]:
+        """The numbers of steps to sample at; a sampler without a time grid makes the same samples at each."""
+        sampling = self.config.sampling
+        return list(sampling.steps) if self.sampler_class.on_grid else [self.config.model.length]
+
+    def sampler_settings(self, num_steps: int) -> SamplerSettings:
+        """``sampling.*`` as the samplers read it."""
+        sampling = self.config.sampling
+        return SamplerSettings(
+            num_steps=num_steps,
+            noise_removal=sampling.noise_removal,
+            temperature=sampling.temperature,
+            p_nucleus=sampling.p_nucleus if sampling.use_p_nucleus else 1.0,
+            reset=not (sampling.fix_eps or sampling.mdlm_posterior),
+        )
+
+    def make_sampler(self, num_steps: int) -> Sampler:
+        """The sampler of ``sampling.predictor`` over this model."""
+        return self.sampler_class(self, self.schedule, self.mask_id, self.sampler_settings(num_steps))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        num_steps: int,
+        *,
+        first_row: int = 0,
+        batch_size: int = 64,
+        group_size: int = 1,
+        given: Tensor | None = None,
+        start_seed: int | None = None,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Samples:
+        """Write ``num_samples`` sequences of ``model.length`` tokens from the fully masked state, or longer
+        ones with ``sampling.semi_ar``; ``group_size`` rows in a row share their start noise.
+
+        Row r of the result is a function of (seed, first_row + r) alone: neither the batch size nor the
+        device count changes it (up to the rounding of the network).
+
+        Args:
+            given: (num_samples, model.length) ids that stay, masks where tokens are to be written: samples
+                follow the law of the model given these tokens. None: nothing is given.
+            start_seed: all rows share the start noise of this seed; None: ``group_size`` rows do.
+        """
+        if given is not None and self.family == "uniform":
+            raise ValueError("sampling.prompt: a uniform-state model may change it; use a masked model")
+
+        def window(xt: Tensor, start_keys: Tensor, keys: Tensor) -> Samples:
+            cond = self.draw_cond(fold_in(start_keys, int(Stream.SAMPLE_START)), self.config.model.length)
+            return self.reverse(xt, 1.0, cond, keys, num_steps, on_step=on_step)
+
+        parts = []
+        for start in range(0, num_samples, batch_size):
+            rows = torch.arange(start, min(start + batch_size, num_samples), device=self.device)
+            starts = rows - rows % group_size
+            keys = [row_keys(self.config.seed, Stream.SAMPLE, 0, r + first_row) for r in (starts, rows)]
+            if start_seed is not None:
+                keys[0] = row_keys(start_seed, Stream.SAMPLE, 0, torch.zeros_like(rows))
+            xt = self.prior(len(rows))
+            if given is not None:
+                here = given[rows.to(given.device)].to(xt.device)
+                xt = torch.where(here == self.mask_id, xt, here)
+            parts.append(self.strides.sample(window, xt, *keys, self.mask_id))
+        return Samples.concatenate(parts)
+
+    def prior(self, num_rows: int) -> Tensor:
+        """The state that sampling starts from: ids (num_rows, model.length)."""
+        return self.process.prior((num_rows, self.config.model.length), self.device)
+
+    @torch.no_grad()
+    def reverse(
+        self,
+        xt: Tensor,
+        t: Tensor | float,
+        cond: Tensor | None,
+        keys: Tensor,
+        num_steps: int,
+        *,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Samples:
+        """Run the reverse process from any state.
+
+        Args:
+            xt: (B, L) ids; what is not masked stays.
+            t: start times in (0, 1], one for all or (B,); the time grid is scaled by them.
+            cond: mask noise seeds of ``xt`` (B, L), or None.
+            keys: (B,) int64, one per row: they key all draws.
+            num_steps: of samplers that walk on a time grid.
+            on_step: see ``Sampler.sample``.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self.make_sampler(num_steps).sample(xt, t, cond, KeyedDraws(keys), on_step=on_step)
+        finally:
+            self.train(was_training)
