@@ -1,0 +1,97 @@
+"""Texts as vectors: what a transformer computes at their last token, for measures that compare sets of texts.
+
+Shapes: N texts, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models.scorer import exact_float32
+from utils import user_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LONGEST = 1024  # tokens of a text that are looked at, as in the library mauve-text
+
+
+class Featurizer:
+    """The last hidden state at the last token of a text, in float32, as the library takes it.
+
+    Args:
+        name: a hub name or a folder of any transformer with its tokenizer; no code of theirs is run.
+        local_files_only: do not ask the hub.
+        batch_size: texts at once; it changes the cost alone.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        local_files_only: bool,
+        batch_size: int = 8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name, self.batch_size, self.device = name, batch_size, torch.device(device)
+        self.model, self.tokenizer = _load(name, local_files_only)
+        self.model.to(self.device)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = min(LONGEST, context or LONGEST)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32, of N texts with a token or more."""
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.context)["input_ids"]
+        order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n]))
+        features: list[torch.Tensor | None] = [None] * len(encoded)
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="features", unit="batch", leave=False, disable=None):
+            rows = order[start : start + self.batch_size]
+            sizes = torch.tensor([len(encoded[n]) for n in rows])
+            ids = torch.zeros(len(rows), int(sizes.max()), dtype=torch.int64)
+            for row, n in enumerate(rows):
+                ids[row, : len(encoded[n])] = torch.tensor(encoded[n])
+            mask = (torch.arange(ids.shape[1]) < sizes[:, None]).long()
+            with exact_float32():
+                hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+            last = hidden.last_hidden_state[torch.arange(len(rows)), sizes - 1].float().cpu()
+            for n, feature in zip(rows, last, strict=True):
+                features[n] = feature
+        return torch.stack(features).numpy()
+
+    def has_tokens(self, text: str) -> bool:
+        """Whether there is a last token: an empty text has no features."""
+        return bool(text) and len(self.tokenizer(text, truncation=True, max_length=2)["input_ids"]) > 0
+
+
+def _load(name: str, offline: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModel, AutoTokenizer
+
+    local = Path(name).expanduser()
+    place, settings = str(local) if local.exists() else name, {"local_files_only": offline or local.exists()}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
+        model, found = AutoModel.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **settings
+        )
+    except Exception as error:  # the libraries below raise a dozen unrelated types here
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        problem = f"no model can be read there ({reason})"
+        if offline and not local.exists():
+            problem = "no such folder, and the hub cannot be reached (its cache has no such model)"
+        raise user_error("--featurizer", name, problem, "give a model's folder or hub name") from error
+    wrong = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
+    if wrong:  # transformers would draw them at random and go on
+        problem = f"its files lack {wrong[0]} ({len(wrong)} in all)"
+        raise user_error("--featurizer", name, problem, "give a whole model")
+    return model.eval().requires_grad_(False), tokenizer
