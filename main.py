@@ -22,12 +22,13 @@ from utils import get_logger, setup_logging
 
 ROOT = Path(__file__).resolve().parent
 USER_MISTAKE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as of other programs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name); returns the exit code.
 
-    0: done; 2: a mistake of the user, told in one line. Other errors are raised.
+    0: done; 2: a mistake of the user, told in one line; 130: interrupted. Other errors are raised.
     """
     rank = _rank()
     setup_logging(rank)
@@ -43,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rank == 0:
         for warning in dropped_warning(line.overrides):
             get_logger("config").warning(warning)
-    return _run(line, rank)
+    try:
+        return _run(line, rank)
+    except KeyboardInterrupt:
+        print("interrupted; files that were written are whole", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(line: CommandLine, rank: int) -> int:

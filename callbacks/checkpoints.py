@@ -1,52 +1,198 @@
-"""Atomic checkpoint files, and when they are written."""
+"""Checkpoint files: whole or not there, written once for all their names, and when that is."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from utils import atomic_open
+from utils import atomic_open, get_logger, user_error
+
+log = get_logger("checkpoints")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear under their name only when they are whole: a kill during a write loses nothing."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._handed: tuple[Path, dict[str, Any]] | None = None
+
+    def hand_over(self, path: str | Path, checkpoint: dict[str, Any]) -> None:
+        """Give the next ``load_checkpoint`` of ``path`` what was read already: files can have many GB."""
+        self._handed = Path(path), checkpoint
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        handed, self._handed = self._handed, None
+        if handed is not None and handed[0] == Path(path):
+            return handed[1]
+        return super().load_checkpoint(path, weights_only=weights_only)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_open(Path(path), "wb") as file:
-            torch.save(checkpoint, file)
+        """Write ``checkpoint`` to ``path``.
+
+        Raises:
+            OSError: with the name of the file; what was there before is untouched.
+        """
+        try:
+            with atomic_open(Path(path), "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # torch's writer closes its archive after a failed write, and complains of that instead.
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
-def checkpoint_callbacks(settings: dict[str, Any], folder: Path) -> list[Callback]:
-    """The ``callbacks`` group as Lightning callbacks; ``last.ckpt`` is always kept, also at the end."""
-    made: list[Callback] = []
-    every = settings.get("checkpoint_every_n_steps")
-    if every:
-        made.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="{epoch}-{step}",
-                auto_insert_metric_name=False,
-                save_top_k=every["save_top_k"],
-                every_n_train_steps=every["every_n_train_steps"],
-                save_last=True,
-                save_on_train_epoch_end=False,
-            )
-        )
-    monitor = settings.get("checkpoint_monitor")
-    if monitor:
-        made.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="best",
-                monitor=monitor["monitor"],
-                mode=monitor["mode"],
-                save_top_k=1,
-                enable_version_counter=False,
-                save_on_train_epoch_end=False,
-            )
-        )
-    return made
+def link(source: Path, target: Path) -> None:
+    """Make ``target`` another name of the file ``source``, atomically; a copy where links are not known."""
+    temporary = target.with_name(f".{target.name}.link.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with atomic_open(target, "wb") as file, source.open("rb") as content:
+            shutil.copyfileobj(content, file)
+        return
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # a rename does nothing when both names were the same file already
+
+
+class Checkpoints(Callback):
+    """Writes last.ckpt at regular steps, for a better best.ckpt and at the end; the others are links to it.
+
+    A checkpoint of step k is what k optimizer steps and the log line of step k leave behind. A validation at
+    step k is not part of it: resuming there repeats it (callbacks/resumption.py). So it does not matter
+    whether the process ends before, during or after a validation.
+
+    Args:
+        folder: of the files.
+        every: optimizer steps between the checkpoints <epoch>-<step>.ckpt; None: there are none.
+        newest_only: keep the newest of these alone.
+        monitor: the validation metric that decides on best.ckpt; None: there is none.
+        mode: "min" or "max", what is better.
+
+    Attributes:
+        saved_step: the step of last.ckpt; None where this run has not written or read it.
+        validating: a validation of the training is going on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int | None = None,
+        newest_only: bool = False,
+        monitor: str | None = None,
+        mode: str = "min",
+    ) -> None:
+        self.folder, self.last = folder, folder / "last.ckpt"
+        self.every, self.newest_only, self.monitor, self.mode = every, newest_only, monitor, mode
+        self.saved_step: int | None = None
+        self.validating = False
+        self._best_score: float | None = None
+        self._regular: str | None = None
+        self._step_before: int | None = None
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Make last.ckpt that of the present step, if it is not; to be called between two optimizer steps.
+
+        Raises:
+            ValueError: it cannot be written; the one before is intact.
+        """
+        step = trainer.global_step
+        if step == self.saved_step or step == 0:
+            return
+        try:
+            trainer.save_checkpoint(self.last, weights_only=False)
+        except OSError as error:
+            again = "starts anew" if self.saved_step is None else f"goes on from step {self.saved_step}"
+            raise user_error(
+                "checkpointing.save_dir",
+                str(self.folder.parent),
+                f"the checkpoint of step {step} cannot be written ({error.strerror})",
+                f"make room, then the same command {again}",
+            ) from error
+        self.saved_step = step
+
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        if self.every and trainer.global_step % self.every == 0:
+            self.save(trainer)
+            self._file_regular(trainer, trainer.global_step)
+
+    def _file_regular(self, trainer: L.Trainer, step: int) -> None:
+        """Give last.ckpt the name of its step, if that is a regular one."""
+        if not self.every or step % self.every or not step:
+            return
+        name = f"0-{step}.ckpt"  # <epoch>-<step>: the batches are one endless epoch
+        before, self._regular = self._regular, name
+        if trainer.is_global_zero:
+            link(self.last, self.folder / name)
+            if self.newest_only and before not in (None, name):
+                (self.folder / before).unlink(missing_ok=True)
+
+    # Between two steps: when Lightning begins the next one, the log line of the step before is written.
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step != self._step_before:
+            self._step_before = trainer.global_step
+            self._save_if_due(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if not trainer.should_stop:  # where the algorithm ends itself, resuming would skip the validation
+            self._save_if_due(trainer)
+        self.validating = True
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self.validating:
+            return
+        self.validating = False
+        if self.monitor is None:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        before = self._best_score
+        if before is None or (score < before if self.mode == "min" else score > before):
+            # Saved with the score before: a kill in between repeats validation, comparison and link.
+            self.save(trainer)
+            self._best_score = score
+            if trainer.is_global_zero:
+                link(self.last, self.folder / "best.ckpt")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._save_if_due(trainer)
+        self.save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """What goes wrong in a validation (memory, above all) does not cost the steps before it."""
+        if self.validating and trainer.world_size == 1 and self.saved_step != trainer.global_step:
+            with contextlib.suppress(OSError, ValueError):  # told is the first error
+                self.save(trainer)
+                log.info("validation broke off; %s holds all %d steps", self.last, trainer.global_step)
+
+    # Resumption -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self._best_score, "regular": self._regular}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best_score, self._regular = state_dict["best_score"], state_dict["regular"]
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.last.exists() and self.last.samefile(trainer.ckpt_path):
+            self.saved_step = checkpoint["global_step"]
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.saved_step is not None:
+            self._file_regular(trainer, self.saved_step)  # a kill may have come between file and link

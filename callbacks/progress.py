@@ -76,7 +76,7 @@ class StepProgressBar(ProgressBar):
             return
         loss = trainer.callback_metrics.get("trainer/loss")
         shown = {
-            "loss": f"{float(loss):.3f}" if loss is not None else "-",
+            "loss": f"{float(loss):.4g}" if loss is not None else "-",
             "tokens/s": f"{self.throughput.tokens_per_second:,.0f}",
         }
         if self._bar is not None:

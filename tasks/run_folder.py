@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import re
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from utils import atomic_open, get_logger, user_error
+from data.reflow import REFLOW
+from models.checkpoint import read_for_resuming
+from utils import atomic_open, remove_unfinished, user_error
 
-log = get_logger("run_folder")
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+CHECKPOINTS, LAST, STUDENTS = "checkpoints", "last.ckpt", "checkpoints/student_checkpoints"
+RESUME = "checkpointing.resume_ckpt_path"
 
 # What shapes the trained weights. Everything else (devices, logging, evaluation, how long to train)
 # may differ between the command that began a run and the one that goes on with it.
 DEFINING = ("seed", "algo", "model", "noise", "data", "optim", "lr_scheduler", "training")
 DEFINING_KEYS = ("loader.global_batch_size", "trainer.gradient_clip_val", "trainer.precision")
-HARMLESS = ("data.cache_dir",)
+HARMLESS = ("data.cache_dir", "algo.min_num_sampling_steps")
 
 
-def open_run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to go on from (None for a fresh start).
+class RunFolder:
+    """A run's folder, and where in its training it goes on.
+
+    Attributes:
+        path: the folder.
+        checkpoint: the file to go on from; None for a fresh start.
+        state: its content, until somebody takes it.
+        step: optimizer steps made so far.
+    """
+
+    def __init__(self, path: Path, checkpoint: Path | None, state: dict[str, Any] | None) -> None:
+        self.path, self.checkpoint, self.state = path, checkpoint, state
+        self.step: int = state["global_step"] if state else 0
+
+    def take_state(self) -> dict[str, Any] | None:
+        """The content of the checkpoint, which can have many GB: nothing is kept of it here."""
+        state, self.state = self.state, None
+        return state
+
+    def refuse_another_training(self, cfg: DictConfig) -> None:
+        """Raise when the checkpoint is of a training with other settings than ``cfg``."""
+        if self.state and (differences := _differences(OmegaConf.create(self.state["config"]), cfg)):
+            raise user_error(
+                RESUME,
+                str(self.checkpoint),
+                f"comes from a training with other settings ({'; '.join(differences)})",
+                f"use its settings, or start from its weights: training.finetune_path={self.checkpoint}",
+            )
+
+
+@contextlib.contextmanager
+def open_run_folder(cfg: DictConfig) -> Iterator[RunFolder]:
+    """The run's folder with the checkpoint to go on from; inside the block no other process trains there.
 
     With ``checkpointing.resume_from_ckpt=False`` an existing run is left alone and a numbered folder
-    beside it is taken.
+    beside it is taken. What a killed process left unfinished is removed. One process of several writes.
 
     Raises:
-        ValueError: when the folder holds a run of another configuration; it says what differs.
+        ValueError: when the folder holds a run of another configuration (it says what differs), when another
+            process trains in it, when a checkpoint that was named is missing or one cannot be read.
     """
     folder = Path(cfg.checkpointing.save_dir)
     if not cfg.checkpointing.resume_from_ckpt:
         folder = _fresh(folder)
     config_file = folder / "config.yaml"
-    checkpoint = Path(cfg.checkpointing.resume_ckpt_path or folder / "checkpoints" / "last.ckpt")
-    if config_file.exists() and checkpoint.exists():
+    if config_file.exists() and (folder / CHECKPOINTS / LAST).exists():
         differences = _differences(OmegaConf.load(config_file), cfg)
         if differences:
             raise user_error(
@@ -41,9 +86,79 @@ def open_run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
                 f"holds a run with other settings ({'; '.join(differences)})",
                 "give another name=... or checkpointing.resume_from_ckpt=False",
             )
-    with atomic_open(config_file) as file:
-        file.write(OmegaConf.to_yaml(cfg, resolve=True))
-    return folder, checkpoint if cfg.checkpointing.resume_from_ckpt and checkpoint.exists() else None
+    with _alone_in(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext():
+        checkpoint = _checkpoint(cfg) if cfg.checkpointing.resume_from_ckpt else None
+        run = RunFolder(folder, checkpoint, _read(checkpoint) if checkpoint else None)
+        if rank_zero_only.rank == 0:
+            for place in (folder, folder / CHECKPOINTS, folder / STUDENTS, folder / "samples"):
+                remove_unfinished(place)
+            with atomic_open(config_file) as file:
+                file.write(OmegaConf.to_yaml(cfg, resolve=True))
+        yield run
+
+
+def wandb_id(folder: Path) -> str:
+    """The Weights & Biases id of the run in ``folder``: made once, so that a resumed run goes on there."""
+    file = folder / "wandb_id.txt"
+    if not file.exists():
+        with atomic_open(file) as content:
+            content.write(secrets.token_hex(4))
+    return file.read_text().strip()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go of it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # A lock of the process, not of the open file: workers of the data loader may live a little longer.
+    with (folder / ".lock").open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
+                problem, mend = "another process trains there", "wait for it, or give another name=..."
+                raise user_error("checkpointing.save_dir", str(folder), problem, mend) from error
+        yield
+
+
+def _checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint that ``cfg`` names; None when it is the usual one and there is none yet."""
+    usual = f"{cfg.checkpointing.save_dir}/{CHECKPOINTS}/{LAST}"
+    named = cfg.checkpointing.resume_ckpt_path or usual
+    if Path(named).exists():
+        return Path(named)
+    if named != usual:
+        raise user_error(RESUME, named, "no such file", "leave it out to go on from last.ckpt or start anew")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_for_resuming(path, key=RESUME)
+    except ValueError as error:
+        if path.name != LAST:
+            raise
+        problem, _, mend = str(error).rpartition("; ")
+        older = next((p for p in _by_step(path.parent) if _is_intact(p)), None)
+        if older is not None:
+            mend = f"{RESUME}={older} goes on from the newest intact one"
+        else:
+            mend = f"no other one is intact: delete {path} to start anew, or {mend}"
+        raise ValueError(f"{problem}; {mend}") from error
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The regular checkpoints, the newest first."""
+    found = [path for path in folder.glob("*-*.ckpt") if re.fullmatch(r"\d+-\d+", path.stem)]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        return bool(read_for_resuming(path, key=RESUME))
+    except ValueError:
+        return False
 
 
 def _fresh(folder: Path) -> Path:
@@ -57,15 +172,17 @@ def _fresh(folder: Path) -> Path:
 def _differences(old: Any, new: DictConfig) -> list[str]:
     before, after = _flat(old), _flat(new)
     return [
-        f"{key} was {before.get(key)}, is {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        f"{key} was {before[key]}, is {after[key]}"
+        for key in sorted(before.keys() & after.keys())  # one-sided ones came or went with a version
+        if before[key] != after[key]
     ]
 
 
 def _flat(cfg: Any) -> dict[str, Any]:
     """The defining settings as dotted keys."""
     flat: dict[str, Any] = {key: OmegaConf.select(cfg, key) for key in DEFINING_KEYS}
+    if OmegaConf.select(cfg, "data.train") == REFLOW:
+        flat["reflow.save_path"] = OmegaConf.select(cfg, "reflow.save_path")
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):

@@ -6,19 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.checkpoints import checkpoint_callbacks
+from callbacks.checkpoints import Checkpoints
+from callbacks.metrics_file import MetricsFile
 from callbacks.progress import StepProgressBar, Throughput
+from callbacks.resumption import Resumption
 from callbacks.samples import SampleAtValidation
+from callbacks.stopping import Stopping, TrainingStopped, ignore_signals
 from dataloader import batch_sizes, get_train_dataloader, get_valid_dataloader
-from models.checkpoint import read_checkpoint
-from tasks.run_folder import open_run_folder
+from models.checkpoint import load_weights
+from tasks.generate_reflow_dataset import refuse_without_pairs, with_pairs
+from tasks.run_folder import CHECKPOINTS, RESUME, RunFolder, open_run_folder, wandb_id
+from tasks.scoring import GenerativePerplexity, NotFromHub
 from tasks.setup import build_algorithm, build_from_checkpoint, build_trainer
+from trainer_base import TrainerBase
 from utils import get_logger, write_json
 
+RESULT = "result.json"
 log = get_logger("train")
 
 
@@ -27,29 +36,36 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Returns (and writes to ``result.json`` of the run folder) the last value of every logged metric, the
     number of steps and the path of the last checkpoint.
+
+    Raises:
+        SystemExit: a signal ended the training; the exit code is 128 + its number, as of other programs.
     """
-    folder, checkpoint = open_run_folder(cfg)
-    start = cfg.training.finetune_path
-    if checkpoint is None and start:
-        use_ema = cfg.training.load_ema
-        module = build_from_checkpoint(cfg, start, key="training.finetune_path", use_ema=use_ema)
-    else:
-        module = build_algorithm(cfg)
-    throughput = Throughput(cfg.loader.global_batch_size * cfg.model.length)
+    refuse_without_pairs(cfg)
+    with open_run_folder(cfg) as run:
+        cfg = with_pairs(cfg, run.path)
+        run.refuse_another_training(cfg)
+        return _train(cfg, run)
+
+
+def _train(cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
+    module = _build(cfg, run)
+    if result := _finished(cfg, run, module):
+        return result
+    metrics = MetricsFile(run.path / "metrics.csv")
+    checkpoints = _checkpoints(cfg, run)
     trainer = build_trainer(
         cfg,
-        callbacks=_callbacks(cfg, folder, throughput),
-        logger=_loggers(cfg, folder),
-        default_root_dir=folder,
+        callbacks=_callbacks(cfg, checkpoints, metrics),
+        logger=[metrics, *_wandb(cfg, run.path)],
+        default_root_dir=run.path,
+        max_time=None,  # Stopping's
+        limit_train_batches=1.0 if cfg.trainer.limit_train_batches != 0 else 0,  # the loader's
+        enable_checkpointing=False,  # Checkpoints'
     )
     per_device, accumulate = batch_sizes(cfg, trainer.world_size)
     trainer.accumulate_grad_batches = accumulate
-    start_step = (
-        read_checkpoint(checkpoint, key="checkpointing.resume_ckpt_path")["global_step"] if checkpoint else 0
-    )
-    if start_step >= cfg.trainer.max_steps and (folder / "result.json").exists():
-        log.info("%s: already trained for %d steps -> %s", cfg.name, start_step, folder)
-        return json.loads((folder / "result.json").read_text())
+    # A validation amid the micro-batches of a step would belong to no step.
+    trainer.val_check_interval = -(-trainer.val_check_interval // accumulate) * accumulate
     log.info(
         "%s: %s parameters, %s, %d sequences per step (%d per device x %d), from step %d -> %s",
         cfg.name,
@@ -58,47 +74,119 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.loader.global_batch_size,
         per_device,
         accumulate,
-        start_step,
-        folder,
+        run.step,
+        run.path,
     )
-    where = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    trainer.fit(
-        module,
-        get_train_dataloader(cfg, module.tokenizer, **where, start_step=start_step),
-        get_valid_dataloader(cfg, module.tokenizer, **where),
-        ckpt_path=checkpoint,
-        weights_only=True,
-    )
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer.save_checkpoint(last, weights_only=False)
+    _fit(cfg, run, trainer, module, checkpoints)
     result = {
         "steps": trainer.global_step,
-        "checkpoint": str(last),
-        **{name: float(value) for name, value in trainer.callback_metrics.items()},
+        "checkpoint": str(checkpoints.last),
+        **(metrics.last_values() or {}),
     }
+    if reason := module.finished(trainer.global_step):
+        result["finished"] = reason
     if trainer.is_global_zero:
-        write_json(folder / "result.json", result)
+        write_json(run.path / RESULT, result)
     return result
 
 
-def _callbacks(cfg: DictConfig, folder: Path, throughput: Throughput) -> list[Callback]:
-    settings = OmegaConf.to_container(cfg.callbacks, resolve=True)
-    made = [throughput, *checkpoint_callbacks(settings, folder / "checkpoints")]
+def _build(cfg: DictConfig, run: RunFolder) -> TrainerBase:
+    start = cfg.training.finetune_path
+    if run.checkpoint is None and start:
+        use_ema = cfg.training.load_ema
+        return build_from_checkpoint(cfg, start, key="training.finetune_path", use_ema=use_ema)
+    module = build_algorithm(cfg)
+    if run.checkpoint is not None:
+        load_weights(module, run.state["state_dict"], key=RESUME, path=run.checkpoint)
+    return module
+
+
+def _finished(cfg: DictConfig, run: RunFolder, module: TrainerBase) -> dict[str, Any] | None:
+    """The result of a run that has nothing left to do."""
+    file = run.path / RESULT
+    if not (run.step >= cfg.trainer.max_steps or module.finished(run.step)) or not file.exists():
+        return None
+    result = json.loads(file.read_text())
+    if result["steps"] != run.step:  # of an earlier, shorter training
+        return None
+    log.info("%s: already trained for %d steps -> %s", cfg.name, run.step, run.path)
+    return result
+
+
+def _fit(
+    cfg: DictConfig, run: RunFolder, trainer: L.Trainer, module: TrainerBase, checkpoints: Checkpoints
+) -> None:
+    where = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    loaders = (
+        get_train_dataloader(cfg, module.tokenizer, **where, start_step=run.step),
+        get_valid_dataloader(cfg, module.tokenizer, **where),
+    )
+    for loader in loaders:
+        loader.worker_init_fn = ignore_signals
+    if run.checkpoint is not None:
+        trainer.strategy.checkpoint_io.hand_over(run.checkpoint, run.take_state())
+    try:
+        trainer.fit(module, *loaders, ckpt_path=run.checkpoint, weights_only=True)
+    except TrainingStopped as stopped:
+        saved = checkpoints.saved_step
+        log.info(
+            "%s: stopped after step %d of %d; the same command %s",
+            stopped.reason,
+            trainer.global_step,
+            cfg.trainer.max_steps,
+            f"goes on from step {saved}" if saved else "starts anew: nothing was saved yet",
+        )
+        if stopped.signum is not None:
+            raise SystemExit(128 + stopped.signum) from None
+    finally:
+        for loader in loaders:
+            if loader._iterator is not None:  # Python would wait for ever for workers that ignore signals
+                loader._iterator._shutdown_workers()
+
+
+def _checkpoints(cfg: DictConfig, run: RunFolder) -> Checkpoints:
+    regular, best = cfg.callbacks.checkpoint_every_n_steps, cfg.callbacks.checkpoint_monitor
+    return Checkpoints(
+        run.path / CHECKPOINTS,
+        every=regular.every_n_train_steps if regular else None,
+        newest_only=regular is not None and regular.save_top_k == 1,
+        monitor=best.monitor if best else None,
+        mode=best.mode if best else "min",
+    )
+
+
+def _callbacks(cfg: DictConfig, checkpoints: Checkpoints, metrics: MetricsFile) -> list[Callback]:
+    """In the order in which they are called: a checkpoint comes before all that belongs to the next step."""
+    throughput = Throughput(cfg.loader.global_batch_size * cfg.model.length)
+    made = [checkpoints, Stopping(checkpoints, cfg.trainer.max_time), Resumption(metrics), throughput]
     if cfg.trainer.enable_progress_bar:
         made.append(StepProgressBar(throughput))
     if cfg.eval.generate_samples:
-        made.append(SampleAtValidation())
-    monitor = settings.get("learning_rate_monitor")
-    if monitor:
-        made.append(LearningRateMonitor(logging_interval=monitor["logging_interval"]))
+        made.append(SampleAtValidation(*_judge(cfg)))
+    if cfg.callbacks.learning_rate_monitor:
+        made.append(
+            LearningRateMonitor(logging_interval=cfg.callbacks.learning_rate_monitor.logging_interval)
+        )
     return made
 
 
-def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """Always a CSV log (a new version a start: a resumed run keeps the earlier lines); wandb unless null."""
-    loggers: list[Logger] = [CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)]
+def _judge(cfg: DictConfig) -> tuple[GenerativePerplexity | None, str | None]:
+    """What judges the samples of validations, or None and, where it was wanted, why there is none.
+
+    A wrong path stops at once; a model that the hub does not give costs this one measure only.
+    """
+    if not cfg.eval.compute_generative_perplexity:
+        return None, None
+    try:
+        return GenerativePerplexity(cfg), None
+    except NotFromHub as error:
+        return None, str(error)
+
+
+def _wandb(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """Weights & Biases, unless ``wandb=null``; a resumed run goes on under the id that it began with."""
     if cfg.wandb is None:
-        return loggers
+        return []
     import wandb  # a second or two, and only for those who use it
 
     settings = OmegaConf.to_container(cfg.wandb, resolve=True)
@@ -107,5 +195,7 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             "wandb has no login: logging offline (wandb sync uploads later; wandb=null switches it off)"
         )
         settings["offline"] = True
+    if settings["id"] is None and rank_zero_only.rank == 0:
+        settings["id"] = wandb_id(folder)
     logged = OmegaConf.to_container(cfg, resolve=True)
-    return [*loggers, WandbLogger(save_dir=folder, config=logged, **settings)]
+    return [WandbLogger(save_dir=folder, config=logged, **settings)]
