@@ -1,10 +1,11 @@
-"""The quickstart's summary (one table, one figure, sample texts): quickstart_report.py outputs/quickstart"""
+"""The quickstart's summary (tables, one figure, sample texts): quickstart_report.py outputs/quickstart"""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import torch
-from matplotlib.ticker import PercentFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.generated import pydoc_text  # noqa: E402
-from metrics import sample_entropy, word_share  # noqa: E402
+from metrics import word_share  # noqa: E402
 from utils import atomic_open, write_json  # noqa: E402
 
-MODELS = ("mdlm", "imdm")
+# folder -> (label, colour, line): one colour a stage, dashed for the classical twins.
+MODELS = {
+    "mdlm": ("MDLM", "#555555", "-"),
+    "imdm": ("IMDM", "#8c6bb1", "-"),
+    "sdtt": ("SDTT", "#3b6fb6", "--"),
+    "imsdtt": ("IM-SDTT", "#3b6fb6", "-"),
+    "redi": ("SDTT + ReDi", "#d1662f", "--"),
+    "imredi": ("IM-SDTT + IM-ReDi", "#d1662f", "-"),
+}
 SPECIAL = ("[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]")
+Run = dict[str, Any]
 
 
 def plain(text: str) -> str:
@@ -33,120 +41,121 @@ def plain(text: str) -> str:
     return text
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """One row per model and sampling run, with the share of words that occur in the corpus."""
+def read(folder: Path, model: str) -> dict[str, Any]:
+    """``ppl`` and ``runs`` (by number of steps) of one model, with the share of known words."""
     known = set(pydoc_text("train").split()) | set(pydoc_text("validation").split())
-    rows = []
-    for model in MODELS:
-        results = folder / model / "results"
-        bpc = json.loads((results / "ppl.json").read_text())
-        for name in ("ancestral", "first_hitting"):
-            content = json.loads((results / f"{name}.json").read_text())
-            for run in content.get("runs", [content]):
-                rows.append(
-                    {
-                        "model": model.upper(),
-                        "bits_per_char": bpc["bpd"],
-                        "bits_per_char_stderr": bpc["bpd_stderr"],
-                        "sampler": run["predictor"],
-                        "steps": run["steps"] if name == "ancestral" else None,
-                        "nfe": run["nfe"],
-                        "words_in_corpus": word_share(map(plain, run["generated_seqs"]), known),
-                        "entropy": run["entropy"],
-                        "seconds": run["total_generation_times"],
-                        "samples": run["generated_seqs"],
-                    }
-                )
-    return rows
+    samples = json.loads((folder / model / "results" / "samples.json").read_text())
+    runs = {run["steps"]: run for run in samples.get("runs", [samples])}
+    for run in runs.values():
+        run["words_in_corpus"] = word_share(map(plain, run["generated_seqs"]), known)
+    return {"ppl": json.loads((folder / model / "results" / "ppl.json").read_text()), "runs": runs}
 
 
-def reference(length: int = 128) -> str:
-    """The table's last row: the validation text itself, cut into blocks of the models' length."""
-    text = pydoc_text("validation")
-    inner = length - 2  # bos and eos are tokens as well
-    blocks = [text[start : start + inner] for start in range(0, len(text) - inner + 1, inner)]
-    tokens = torch.tensor([[0, *map(ord, block), 1] for block in blocks])
-    return f"| the text itself | | | | | 100.0% | {float(sample_entropy(tokens).mean()):.3f} |"
+def bits(model: dict[str, Any]) -> str:
+    """Bits per character with their standard error."""
+    return f"{model['ppl']['bpd']:.3f} ± {model['ppl']['bpd_stderr']:.3f}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a markdown table."""
-    lines = [
-        "| model | bits per character | sampler | steps | network calls | words in corpus | entropy (nats) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        bpc = f"{row['bits_per_char']:.3f} ± {row['bits_per_char_stderr']:.3f}"
-        steps = row["steps"] if row["steps"] is not None else "-"
-        lines.append(
-            f"| {row['model']} | {bpc} | {row['sampler']} | {steps} | {row['nfe']:.1f} | "
-            f"{row['words_in_corpus']:.1%} | {row['entropy']:.3f} |"
-        )
-    return "\n".join([*lines, reference()])
+def table(models: dict[str, dict[str, Any]], cell: Callable[[Run], str], first: bool) -> str:
+    """A markdown table, one row a model and one column a number of steps; ``first`` adds the bits."""
+    steps = sorted({count for model in models.values() for count in model["runs"]})
+    head = ["steps", *(["bits per character"] if first else []), *map(str, steps)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, model in models.items():
+        row = [MODELS[name][0]]
+        if first:
+            row.append(bits(model))
+        row += [cell(model["runs"][count]) for count in steps]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
-def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Share of real words and entropy against the number of steps; first hitting as a horizontal line."""
+def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any]) -> str:
+    """Two tables, and what the judge says of its own samples and of the text."""
+    (own,) = judge["runs"].values()
+    return "\n".join(
+        [
+            "Generative perplexity of a character under the AR model, and entropy (nats) in brackets:",
+            "",
+            table(models, lambda run: f"{run['generative_ppl']:.2f} ({run['entropy']:.2f})", first=True),
+            "",
+            f"AR itself, {own['nfe']:.0f} calls: {own['generative_ppl']:.2f} ({own['entropy']:.2f}), "
+            f"{own['words_in_corpus']:.0%} known words; the validation text: "
+            f"{judge['ppl']['perplexity']:.2f} ({bits(judge)} bits per character).",
+            "",
+            "Share of the samples' words that occur in the corpus:",
+            "",
+            table(models, lambda run: f"{run['words_in_corpus']:.0%}", first=False),
+        ]
+    )
+
+
+def figure(models: dict[str, dict[str, Any]], judge: dict[str, Any], path: Path) -> None:
+    """Generative perplexity and entropy against the number of steps; the judge's own samples as a line."""
+    (own,) = judge["runs"].values()
     panels = (
-        ("words_in_corpus", "share of words that occur in the corpus"),
+        ("generative_ppl", "generative perplexity of a character"),
         ("entropy", "sample entropy (nats)"),
     )
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    for axis, (key, label) in zip(axes, panels, strict=True):
-        for model, colour in zip(MODELS, ("#3b6fb6", "#d1662f"), strict=True):
-            own = [row for row in rows if row["model"] == model.upper()]
-            stepped = [row for row in own if row["steps"] is not None]
-            axis.plot(
-                [row["steps"] for row in stepped],
-                [row[key] for row in stepped],
-                "o-",
-                color=colour,
-                label=f"{model.upper()}, ancestral",
-            )
-            for row in own:
-                if row["steps"] is None:
-                    axis.axhline(
-                        row[key], color=colour, linestyle=":", label=f"{model.upper()}, first hitting"
-                    )
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        for name, model in models.items():
+            label, colour, line = MODELS[name]
+            steps = sorted(model["runs"])
+            values = [model["runs"][count][key] for count in steps]
+            axis.plot(steps, values, line, color=colour, marker="o", markersize=4, label=label)
+        axis.axhline(own[key], color="black", linewidth=1, linestyle=":", label="AR's own samples")
         axis.set_xscale("log", base=2)
-        ticks = sorted({row["steps"] for row in rows if row["steps"] is not None})
+        ticks = sorted({count for model in models.values() for count in model["runs"]})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.set_xlabel("sampling steps")
-        axis.set_title(label, fontsize=10)
-        if key == "words_in_corpus":
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
+    axes[0].tick_params(axis="y", which="minor", labelsize=8)
     axes[0].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
 
 
-def sample_texts(rows: list[dict[str, Any]], number: int = 2) -> str:
-    """The first texts of every run, under a heading each."""
+def sample_texts(models: dict[str, dict[str, Any]], number: int = 2) -> str:
+    """The first texts of every model and number of steps, under a heading each."""
     parts = []
-    for row in rows:
-        steps = f"steps {row['steps']}" if row["steps"] is not None else "first hitting"
-        texts = "\n".join(f"  {' '.join(plain(text).split())}" for text in row["samples"][:number])
-        parts.append(f"{row['model']}, {steps}:\n{texts}")
+    for name, model in models.items():
+        for count, run in sorted(model["runs"].items()):
+            texts = "\n".join(f"  {' '.join(plain(t).split())}" for t in run["generated_seqs"][:number])
+            parts.append(f"{MODELS[name][0]}, steps {count}:\n{texts}")
     return "\n".join(parts) + "\n"
 
 
-def main(folder: Path) -> None:
+def report(folder: Path) -> None:
     """Write table.md, figure.png, samples.txt and summary.json into ``folder``/summary and print them."""
-    rows, out = collect(folder), folder / "summary"
-    texts, shown = sample_texts(rows), table(rows)
-    head = f"pydoc text of Python {platform.python_version()}\n\n"
+    models = {name: read(folder, name) for name in MODELS if (folder / name / "results").exists()}
+    judge, out = read(folder, "ar"), folder / "summary"
+    texts = sample_texts(models)
+    shown = f"pydoc text of Python {platform.python_version()}\n\n{summary(models, judge)}\n"
     with atomic_open(out / "table.md") as file:
-        file.write(head + shown + "\n")
+        file.write(shown)
     with atomic_open(out / "samples.txt") as file:
         file.write(texts)
-    write_json(out / "summary.json", [{k: v for k, v in row.items() if k != "samples"} for row in rows])
-    figure(rows, out / "figure.png")
-    print(f"{texts}\n{head}{shown}\n")
+    numbers = {
+        name: {
+            "ppl": model["ppl"],
+            "runs": [
+                {k: v for k, v in run.items() if k != "generated_seqs"} for run in model["runs"].values()
+            ],
+        }
+        for name, model in {"ar": judge, **models}.items()
+    }
+    write_json(out / "summary.json", numbers)
+    figure(models, judge, out / "figure.png")
+    print(f"{texts}\n{shown}")
     print(f"table    {out / 'table.md'}\nfigure   {out / 'figure.png'}\nsamples  {out / 'samples.txt'}")
-    for model in MODELS:
-        print(f"{model:8} {folder / model}/ (config.yaml, checkpoints/last.ckpt, csv/, results/*.json)")
+    for model in ("ar", *models):
+        print(f"{model:8} {folder / model}/ (config.yaml, checkpoints/last.ckpt, results/*.json)")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    report(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOY = (
     "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1",
     "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=16",
-    "loader.eval_global_batch_size=256", "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
+    "loader.eval_batch_size=256", "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
+    "reflow.num_reflow_samples=64",
 )  # fmt: skip
 
 
@@ -27,13 +28,15 @@ def test_quickstart_ends_with_a_table_and_a_figure_and_resumes(tmp_path: Path) -
     first = quickstart(tmp_path, *TOY)
     assert first.returncode == 0, first.stderr[-2000:]
     table = (tmp_path / "summary" / "table.md").read_text()
-    assert table in first.stdout and table.count("| MDLM |") == table.count("| IMDM |") == 5
+    assert table in first.stdout
+    for model in ("MDLM", "SDTT", "IM-SDTT", "SDTT + ReDi", "IM-SDTT + IM-ReDi"):
+        assert table.count(f"| {model} |") == 2  # both tables
     assert (tmp_path / "summary" / "figure.png").stat().st_size > 10_000
-    assert "MDLM, steps 64" in (tmp_path / "summary" / "samples.txt").read_text()
-    checkpoint = tmp_path / "imdm" / "checkpoints" / "last.ckpt"
+    assert "IM-SDTT + IM-ReDi, steps 64" in (tmp_path / "summary" / "samples.txt").read_text()
+    checkpoint = tmp_path / "imredi" / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
     second = quickstart(tmp_path, *TOY)
-    assert second.returncode == 0 and second.stderr.count("already trained for 2 steps") == 2
+    assert second.returncode == 0 and second.stderr.count("already trained for 2 steps") == 6
     assert checkpoint.stat().st_mtime_ns == before
     assert (tmp_path / "summary" / "table.md").read_text() == table
 

@@ -1,0 +1,147 @@
+"""The quickstart's commands, one after another in one process: see quickstart.sh.
+
+Each is what a user types as ``python main.py ...``, and is printed so; the first that fails ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from main import main as run_command  # noqa: E402
+
+STEPS = "1,2,4,8,16,64"
+CLASSICAL = ("algo.as_mdlm=True",)
+
+
+class Failed(Exception):
+    """A command ended with this exit code."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Where everything goes, whether it is the long version, and what the user typed."""
+
+    out: Path
+    full: bool
+    overrides: tuple[str, ...]
+
+    def all(self) -> None:
+        """Train, distil, evaluate everything that is not there yet."""
+        self.judge()
+        self.masked_model("mdlm")
+        if self.full:
+            self.masked_model("imdm")
+        self.distil("im")
+        self.distil("", *CLASSICAL)
+
+    def judge(self) -> None:
+        """The autoregressive model that judges the samples of all others, and its own."""
+        say("ar: the judge of all samples")
+        self.run("ar", "ar", *self.longer(4000))
+        self.evaluate("ar", "ar", "ppl", "mode=ppl_eval")
+        self.evaluate("ar", "ar", "samples", "mode=sample_eval", *self.judged())
+
+    def masked_model(self, name: str) -> None:
+        """MDLM or IMDM from scratch."""
+        say(f"{name}: masked diffusion")
+        self.run(name, name, *self.longer(8000))
+        self.write(name, name)
+
+    def distil(self, prefix: str, *arguments: str) -> None:
+        """SDTT from MDLM, pairs that it writes, ReDi on them; ``arguments`` may ask for a single mask."""
+        sdtt, redi, pairs = f"{prefix}sdtt", f"{prefix}redi", self.out / f"pairs_{prefix}sdtt"
+        say(f"{sdtt}: distillation, in rounds from 64 steps to 2")
+        start = (f"training.finetune_path={self.checkpoint('mdlm')}", *self.longer(4000))
+        rounds = ("algo.grow_dt_every=800",) if self.full else ()
+        self.run(sdtt, "imsdtt", *start, *rounds, *arguments)
+        self.write(sdtt, "imsdtt", *arguments)
+        say(f"{redi}: pairs written by {sdtt}, then training on them")
+        made = (
+            "mode=generate_reflow_dataset",
+            f"eval.checkpoint_path={self.checkpoint(sdtt)}",
+            f"reflow.num_reflow_samples={20_000 if self.full else 2_048}",
+            "sampling.steps=64",
+            "loader.eval_batch_size=256",
+        )
+        self.run(sdtt, "imsdtt", *made, f"reflow.save_path={pairs}", *arguments)
+        start = (f"training.finetune_path={self.checkpoint(sdtt)}", *self.longer(4000))
+        self.run(redi, "imredi", f"reflow.save_path={pairs}", *start, *arguments)
+        self.write(redi, "imredi", *arguments)
+
+    def write(self, name: str, experiment: str, *arguments: str) -> None:
+        """Bits per character of a model, and its samples at every number of steps."""
+        data = "data=pydoc"
+        self.evaluate(name, experiment, "ppl", "mode=ppl_eval", "eval.nelbo=count", data, *arguments)
+        steps = f"sampling.steps={STEPS}"
+        self.evaluate(
+            name, experiment, "samples", "mode=sample_eval", steps, data, *self.judged(), *arguments
+        )
+
+    def evaluate(self, name: str, experiment: str, result: str, *arguments: str) -> None:
+        """One result file, unless it is there and not older than the model's weights.
+
+        With overrides nobody knows what it was made with: then it is made anew.
+        """
+        path, checkpoint = self.out / name / "results" / f"{result}.json", self.checkpoint(name)
+        fresh = path.exists() and checkpoint.exists() and path.stat().st_mtime >= checkpoint.stat().st_mtime
+        if self.overrides or not fresh:
+            where = (f"eval.checkpoint_path={checkpoint}", f"eval.generated_samples_path={path}")
+            self.run(name, experiment, *where, *arguments)
+
+    def judged(self) -> tuple[str, ...]:
+        return (
+            "sampling.num_sample_batches=2",
+            "eval.compute_generative_perplexity=True",
+            f"eval.gen_ppl_eval_model_name_or_path={self.checkpoint('ar')}",
+            "eval.perplexity_batch_size=32",
+        )
+
+    def longer(self, steps: int) -> tuple[str, ...]:
+        return (f"trainer.max_steps={steps}",) if self.full else ()
+
+    def checkpoint(self, name: str) -> Path:
+        return self.out / name / "checkpoints" / "last.ckpt"
+
+    def run(self, name: str, experiment: str, *arguments: str) -> None:
+        """One command; what the user typed comes last and wins."""
+        words = [
+            f"experiment=pydoc_{experiment}",
+            f"name={name}",
+            f"checkpointing.save_dir={self.out / name}",
+        ]
+        words += [*arguments, *self.overrides]
+        print(f"$ python main.py {shlex.join(words)}", flush=True)
+        if code := run_command(words):
+            raise Failed(code)
+
+
+def say(text: str) -> None:
+    """A heading in what is printed."""
+    print(f"\n== {text}", flush=True)
+
+
+def main(words: list[str]) -> int:
+    """Run everything and print the summary; returns the exit code."""
+    full = words[:1] == ["--full"]
+    folder = os.environ.get("QUICKSTART_DIR") or f"outputs/quickstart{'_full' if full else ''}"
+    quickstart = Quickstart(Path(folder), full, tuple(words[full:]))
+    try:
+        quickstart.all()
+    except Failed as failed:
+        return failed.args[0]
+    say("Summary")
+    from quickstart_report import report  # matplotlib: a mistake above is told without waiting for it
+
+    report(quickstart.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
