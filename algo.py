@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from algorithms.ar import AR
+from algorithms.d3pm import D3PMAbsorb
 from algorithms.imdm import IMDM
 from algorithms.mdlm import MDLM
+from algorithms.redi import IMReDi
+from algorithms.sdtt import IMSDTT
+from algorithms.sedd import SEDDAbsorb
 from trainer_base import TrainerBase
 
-__all__ = ["ALGORITHMS", "IMDM", "MDLM"]
+__all__ = ["ALGORITHMS", "AR", "IMDM", "IMSDTT", "MDLM", "D3PMAbsorb", "IMReDi", "SEDDAbsorb"]
 
-ALGORITHMS: dict[str, type[TrainerBase]] = {"mdlm": MDLM, "imdm": IMDM}
+ALGORITHMS: dict[str, type[TrainerBase]] = {
+    "ar": AR,
+    "sedd": SEDDAbsorb,
+    "d3pm": D3PMAbsorb,
+    "mdlm": MDLM,
+    "imdm": IMDM,
+    "im-sdtt": IMSDTT,
+    "im-redi": IMReDi,
+}

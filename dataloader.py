@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from data import tokenizers
@@ -15,6 +15,7 @@ from data.batching import GlobalBatchSampler, ShardedSequentialSampler
 from data.dataset import TokenDataset
 from data.generated import Role
 from data.prepare import Recipe, prepare
+from data.reflow import REFLOW, ReflowDataset, read_manifest
 from utils import get_logger, user_error
 
 if TYPE_CHECKING:
@@ -23,12 +24,74 @@ if TYPE_CHECKING:
 # Below this size the system keeps the tokens in memory, and worker processes cost more than they fetch.
 _IN_MEMORY = 2**28
 _MANY_WORKERS = 2
+AUTO = "auto"  # settings of a reflow data set that its manifest knows
 log = get_logger("data")
+
+
+def data_settings(cfg: DictConfig) -> DictConfig:
+    """``cfg.data``; of reflow pairs, what is left at ``auto`` is what their manifest says, if there is one.
+
+    With ``data.valid=auto`` the validation set and how it becomes rows are those of the pairs' own data.
+    """
+    data = cfg.data
+    left_open = [key for key in ("tokenizer_name_or_path", "valid", "cache_dir") if data[key] == AUTO]
+    if data.train != REFLOW or not left_open:
+        return data
+    folder = Path(cfg.reflow.save_path).expanduser()
+    manifest = read_manifest(folder)
+    if manifest is None:
+        ReflowDataset(folder)  # raises when there are no pairs at all
+        return OmegaConf.merge(data, {"cache_dir": f"./cache/{data.name}"})
+    if "valid" in left_open:
+        left_open += ["name", "valid_revision", "wrap", "insert_valid_eos", "eos"]
+    if "tokenizer_name_or_path" in left_open:
+        left_open.append("vocab_size")
+    return OmegaConf.merge(data, {key: manifest["data"][key] for key in left_open})
+
+
+def _known(cfg: DictConfig, data: DictConfig, key: str) -> str:
+    if data.train == REFLOW and data[key] == AUTO:
+        problem = f"reflow.save_path={cfg.reflow.save_path} has no manifest that names it"
+        raise user_error(f"data.{key}", AUTO, problem, f"give data.{key}")
+    return data[key]
 
 
 def get_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of ``data.tokenizer_name_or_path`` (``data.vocab_size`` is for synthetic-align)."""
-    return tokenizers.get_tokenizer(cfg.data.tokenizer_name_or_path, cfg.data.vocab_size)
+    data = data_settings(cfg)
+    return tokenizers.get_tokenizer(_known(cfg, data, "tokenizer_name_or_path"), data.vocab_size)
+
+
+def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What reflow pairs depend on and share with their reader: tokenizer, length, schedule, mask noise."""
+    mask_id, vocab_size = tokenizers.mask_id_of(tokenizer)
+    algo, mask_noise = cfg.algo, None
+    if "noise_type" in algo and not algo.as_mdlm:
+        mask_noise = {
+            "type": algo.noise_type,
+            "scale": algo.noise_scale,
+            "dim": cfg.model.noise_dim,
+            "num_mask": algo.num_mask,
+        }
+    return {
+        "tokenizer": {
+            "name": tokenizer.name_or_path or data_settings(cfg).tokenizer_name_or_path,
+            "vocabulary": tokenizers.vocabulary_digest(tokenizer),
+            "vocab_size": vocab_size,
+            "mask_id": mask_id,
+        },
+        "length": cfg.model.length,
+        "schedule": {"name": cfg.noise.name, "eps": cfg.noise.eps},
+        "mask_noise": mask_noise,
+    }
+
+
+def _reflow_pairs(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ReflowDataset:
+    pairs = ReflowDataset(Path(cfg.reflow.save_path).expanduser())
+    settings = pair_settings(cfg, tokenizer)
+    use_seeds = settings["mask_noise"] is not None and not cfg.algo.get("ignore_seed", True)
+    pairs.check(settings, use_seeds=use_seeds)
+    return pairs
 
 
 def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role) -> TokenDataset:
@@ -36,12 +99,14 @@ def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role)
 
     Processes that share ``data.cache_dir`` may call this at the same time: one prepares, the others wait.
     """
-    data = cfg.data
+    data = data_settings(cfg)
     train = role == "train"
+    if train and data.train == REFLOW:
+        return _reflow_pairs(cfg, tokenizer)
     if not train and data.valid == data.train and Path(data.valid).expanduser().is_file():
         log.warning("data.valid=%s is the training text as well: no measure for other text", data.valid)
     recipe = Recipe(
-        source=data.train if train else data.valid,
+        source=data.train if train else _known(cfg, data, "valid"),
         role=role,
         length=cfg.model.length,
         wrap=data.wrap,
@@ -99,7 +164,8 @@ def get_train_dataloader(
     """An endless loader of this rank's micro-batches, starting at an optimizer step.
 
     A batch is a dict of ``input_ids`` (B, L) int64, ``attention_mask`` (B, L) bool and ``row`` (B,) int64,
-    the position in the optimizer step's global batch. ``batch_sizes`` tells how many make a step.
+    the position in the optimizer step's global batch. ``batch_sizes`` tells how many make a step. Padded
+    data give ``num_tokens`` as well, 0-d: tokens of the global batch / number of its micro-batches.
     """
     per_device, _ = batch_sizes(cfg, world_size)
     dataset = get_dataset(cfg, tokenizer, "train")
@@ -120,8 +186,20 @@ def get_train_dataloader(
         seed=cfg.seed,
         start_step=start_step,
         drop_last=cfg.loader.drop_last,
+        lengths=dataset.lengths,
+        cycle=_cycle(cfg, len(dataset)),
     )
     return _loader(cfg, dataset, sampler)
+
+
+def _cycle(cfg: DictConfig, num_rows: int) -> int | None:
+    """Optimizer steps after which the first batches come again, by ``trainer.limit_train_batches``."""
+    limit = OmegaConf.select(cfg, "trainer.limit_train_batches")
+    if not limit or limit == 1 and isinstance(limit, float):
+        return None
+    if isinstance(limit, float):
+        return max(1, int(limit * num_rows) // cfg.loader.global_batch_size)
+    return limit
 
 
 def get_valid_dataloader(

@@ -1,6 +1,7 @@
 """Cost of IMDM on a CPU at a real vocabulary: training step, peak memory, sampling, full and lazy head.
 
     python bench/cpu.py [--vocab 30522] [--precision 32]
+    python bench/cpu.py --distillation    # a step of IM-SDTT, in a process of its own for the peak memory
 
 Setting: hidden 256, 4 blocks, 4 heads, batch 8 x length 128, dropout 0.1. Every row is a median; the ratios
 are taken inside one process, in turn, so that a machine whose speed drifts does not favour one side.
@@ -20,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from algo import ALGORITHMS
+from algo import ALGORITHMS, AR
 from config.cli import compose_config
 from dataloader import get_tokenizer
 from diffusion.parameterization import Prediction
@@ -73,6 +74,29 @@ def full_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> 
     del module.denoise
 
 
+def distillation(vocab: int, precision: str) -> None:
+    """A training step of IM-SDTT with two teacher steps, in its first round and in its last."""
+    data, started = batch(vocab), 0.0
+    for steps in (1024, 16):
+        module = build("im-sdtt", vocab, precision, f"algo.orig_num_sampling_steps={steps}")
+        started = started or peak_gib()
+        seconds = median({"step": lambda k, module=module: training_step(module, data, k)}, 7)["step"]
+        print(f"IM-SDTT step, forward + backward, teacher of {steps} steps: {seconds:.3f} s; "
+              f"peak {peak_gib():.2f} GiB, {started:.2f} before")  # fmt: skip
+
+
+class UncachedDecoder:
+    """An autoregressive model's decoder without a cache: a call is a pass over all ids read so far."""
+
+    def __init__(self, module: AR) -> None:
+        self.module = module
+        self.seen = module.with_start(torch.empty(BATCH, 0, dtype=torch.int64))
+
+    def read(self, ids: torch.Tensor) -> Prediction:
+        self.seen = torch.cat((self.seen, ids), 1)
+        return self.module.prediction(self.module.backbone.body(self.seen, None)[:, -1:])
+
+
 def median(work: dict[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
     """Median seconds of every piece of work, run in turn after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -95,7 +119,10 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=30522)
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--steps", type=int, nargs="*", default=[4, 32, 128, 1024])
+    parser.add_argument("--distillation", action="store_true", help="measure IM-SDTT alone")
     args = parser.parse_args()
+    if args.distillation:
+        return distillation(args.vocab, args.precision)
     data, module = batch(args.vocab), build("imdm", args.vocab, args.precision)
     started = peak_gib()
     lazy = median({"lazy": lambda k: training_step(module, data, k)}, 5)["lazy"]
@@ -120,6 +147,12 @@ def main() -> None:
         began = time.perf_counter()
         module.sample(BATCH, 1, batch_size=BATCH)
         print(f"{algo} first_hitting: {time.perf_counter() - began:.2f} s, {LENGTH} calls per sequence")
+    module = build("ar", args.vocab, args.precision)
+    for name, decoder in (("cached", module.decoder), ("uncached", lambda _: UncachedDecoder(module))):
+        module.decoder = decoder
+        began = time.perf_counter()
+        module.sample(BATCH, 1, batch_size=BATCH)
+        print(f"ar {name}: {time.perf_counter() - began:.2f} s, {LENGTH} calls per sequence")
 
 
 if __name__ == "__main__":

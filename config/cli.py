@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -91,6 +92,8 @@ def register_schema() -> None:
 
 
 def _compose(words: list[str]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():  # inside a job that Hydra runs, of the same folder
+        return compose("config", overrides=words)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="main"):
         return compose("config", overrides=words)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from utils import user_error
 
@@ -54,6 +54,47 @@ def _algo(cfg: DictConfig) -> None:
         )
 
 
+def _distillation(cfg: DictConfig) -> None:
+    algo = cfg.algo
+    if "grow_dt_every" not in algo:
+        return
+    first, last = algo.orig_num_sampling_steps, algo.min_num_sampling_steps
+    if last > first:
+        raise user_error(
+            "algo.min_num_sampling_steps",
+            last,
+            f"above algo.orig_num_sampling_steps={first}: training would be over before it begins",
+            "lower it",
+        )
+    if algo.use_ema_on_growth and cfg.training.ema == 0:
+        raise user_error(
+            "algo.use_ema_on_growth",
+            True,
+            "training.ema=0 keeps no average",
+            "use algo.use_ema_on_growth=False, or a training.ema such as 0.9999",
+        )
+
+
+def _discrete_time(cfg: DictConfig) -> None:
+    if "posterior" not in cfg.algo:
+        return
+    what = f"the loss of algo={cfg.algo.name} is a sum over algo.T={cfg.algo.T} times"
+    for name, value, mend in (
+        ("training.loss_type", "low_var", "nelbo"),
+        ("training.mask_sampling", "count", "time"),
+        ("eval.nelbo", "count", "time"),
+    ):
+        if OmegaConf.select(cfg, name) == value:
+            raise user_error(name, value, what, f"use {name}={mend}")
+    if cfg.algo.posterior == "official" and cfg.noise.name != "log-linear":
+        raise user_error(
+            "algo.posterior",
+            "official",
+            f"holds for noise=log-linear alone, not for noise={cfg.noise.name}",
+            "use algo.posterior=exact",
+        )
+
+
 def _objective(cfg: DictConfig) -> None:
     training, by_count = cfg.training, []
     if training.mask_sampling == "count":
@@ -92,6 +133,58 @@ def _sampling(cfg: DictConfig) -> None:
             "sampling.predictor=first_hitting has no last step",
             "use sampling.noise_removal=ancestral",
         )
+    if (sampling.predictor or "").startswith("first_hitting_") and sampling.noise_removal == "none":
+        raise user_error(
+            "sampling.noise_removal",
+            "none",
+            f"sampling.predictor={sampling.predictor} leaves no mask",
+            "use ancestral or greedy",
+        )
+    _order(cfg)
+    if sampling.semi_ar and sampling.stride_length >= cfg.model.length:
+        raise user_error(
+            "sampling.stride_length",
+            sampling.stride_length,
+            f"keeps nothing of a window of model.length={cfg.model.length}",
+            "use a smaller one",
+        )
+
+
+def _order(cfg: DictConfig) -> None:
+    sampling = cfg.sampling
+    if sampling.order == "random":
+        return
+    if sampling.predictor not in (None, "ancestral", "ancestral_cache"):
+        raise user_error(
+            "sampling.order",
+            sampling.order,
+            f"sampling.predictor={sampling.predictor} has an order of its own",
+            "use sampling.order=random or sampling.predictor=ancestral",
+        )
+    if sampling.noise_removal == "none":
+        raise user_error(
+            "sampling.noise_removal",
+            "none",
+            f"sampling.order={sampling.order} leaves no mask",
+            "use ancestral or greedy",
+        )
+
+
+def _pairs(cfg: DictConfig) -> None:
+    if cfg.algo.name == "im-redi" and cfg.training.mask_sampling == "count":
+        raise user_error(
+            "training.mask_sampling",
+            "count",
+            "the pairs of algo=im-redi carry their times",
+            "use training.mask_sampling=time",
+        )
+    if cfg.mode == "generate_reflow_dataset" and cfg.data.train == "reflow":
+        problem = "pairs are made from text, not from pairs"
+        raise user_error("data", cfg.data.name, problem, "use the data that the model was trained on")
+    if cfg.mode == "generate_reflow_dataset" and cfg.sampling.noise_removal == "none":
+        raise user_error(
+            "sampling.noise_removal", "none", "would leave masks in the generated text", "use ancestral"
+        )
 
 
 def _schedule(cfg: DictConfig) -> None:
@@ -103,7 +196,7 @@ def _schedule(cfg: DictConfig) -> None:
 
 
 def _mode(cfg: DictConfig) -> None:
-    if cfg.mode != "train" and not cfg.eval.checkpoint_path:
+    if cfg.mode not in ("train", "gen_ppl_eval", "frontier") and not cfg.eval.checkpoint_path:
         raise user_error(
             "eval.checkpoint_path",
             "''",
@@ -112,11 +205,75 @@ def _mode(cfg: DictConfig) -> None:
         )
 
 
+def _prompts(cfg: DictConfig) -> None:
+    if cfg.sampling.prompt is not None and cfg.sampling.prompt_file is not None:
+        problem = "sampling.prompt is given as well"
+        raise user_error("sampling.prompt_file", cfg.sampling.prompt_file, problem, "leave one of them out")
+
+
+def _conditional(cfg: DictConfig) -> None:
+    if cfg.mode != "cond_sample_eval_with_tc":
+        return
+    settings, length, sampling = cfg.cond_sampling, cfg.model.length, cfg.sampling
+    written = length + (sampling.num_strides * sampling.stride_length if sampling.semi_ar else 0)
+    checks = (
+        ("prefix_len", settings.prefix_len >= length, f"leaves nothing to write of model.length={length}"),
+        (
+            "seq_len",
+            settings.seq_len <= settings.prefix_len,
+            f"keeps nothing behind cond_sampling.prefix_len={settings.prefix_len}",
+        ),
+        ("seq_len", settings.seq_len > written, f"only {written} tokens are written"),
+        (
+            "min_seq_len",
+            settings.min_seq_len > length,
+            f"no validation block is so long, they have model.length={length}",
+        ),
+        (
+            "min_seq_len",
+            settings.min_seq_len < settings.prefix_len,
+            f"lets in texts shorter than cond_sampling.prefix_len={settings.prefix_len}",
+        ),
+    )
+    mends = ("use a smaller one", "use a larger one", f"use at most {written}", f"use {length}", "raise it")
+    for (name, is_wrong, problem), mend in zip(checks, mends, strict=True):
+        if is_wrong:
+            raise user_error(f"cond_sampling.{name}", settings[name], problem, mend)
+
+
+def _frontier(cfg: DictConfig) -> None:
+    if cfg.mode != "frontier":
+        return
+    if not cfg.frontier.checkpoints:
+        mend = "give frontier.checkpoints=name:path,name:path or eval.checkpoint_path"
+        raise user_error("frontier.checkpoints", "''", "mode=frontier evaluates checkpoints", mend)
+    if not cfg.eval.compute_generative_perplexity:
+        mend = "use True, with eval.gen_ppl_eval_model_name_or_path for the judge"
+        raise user_error("eval.compute_generative_perplexity", False, "mode=frontier is about it", mend)
+    for predictor in cfg.frontier.predictors:
+        tried = cfg.copy()
+        tried.sampling.predictor = predictor
+        _sampling(tried)
+
+
+def _zero_shot(cfg: DictConfig) -> None:
+    if cfg.mode == "zero_shot" and not cfg.zero_shot.datasets:
+        mend = "give names like wikitext2,ptb"
+        raise user_error("zero_shot.datasets", "''", "mode=zero_shot evaluates data sets", mend)
+
+
 CONTRADICTIONS: tuple[Callable[[DictConfig], None], ...] = (
     _model,
     _algo,
+    _distillation,
+    _discrete_time,
     _objective,
     _sampling,
+    _pairs,
     _schedule,
     _mode,
+    _prompts,
+    _conditional,
+    _frontier,
+    _zero_shot,
 )

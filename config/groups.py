@@ -23,6 +23,18 @@ class Algo:
 
 
 @dataclass
+class D3pmAlgo(Algo):
+    """Discrete time."""
+
+    T: int = key(1000, "number of discrete times", low=1)
+    posterior: str = key(
+        "exact",
+        "the reverse step in the loss; official: as in the code of the published numbers, with alpha_s off",
+        choices=("exact", "official"),
+    )
+
+
+@dataclass
 class ImdmAlgo(Algo):
     """Infinite masks: the random state that a mask carries."""
 
@@ -34,6 +46,37 @@ class ImdmAlgo(Algo):
     as_mdlm: bool = key(False, "one plain mask: the classical twin")
     alpha_min: float = key(0.0, "narrows alpha in training", low=0, high=1)
     alpha_max: float = key(1.0, "narrows alpha in training", low=0, high=1)
+
+
+@dataclass
+class ImRediAlgo(ImdmAlgo):
+    """Rectification on stored pairs."""
+
+    ignore_seed: bool = key(False, "draw fresh mask noise instead of the pairs' own")
+
+
+@dataclass
+class ImSdttAlgo(ImdmAlgo):
+    """Self-distillation through time; with as_mdlm=True SDTT."""
+
+    distill_mode: str = key(
+        "kl-bwd",
+        "divergence: KL(student||teacher), KL(teacher||student), squared or absolute differences of "
+        "log-probabilities, total variation",
+        choices=("kl-bwd", "kl-fwd", "mse", "tvd", "tv"),
+    )
+    num_distill_steps: int = key(2, "teacher steps that the student learns to do in one", low=1)
+    orig_num_sampling_steps: int = key(1024, "steps in which the first teacher samples", low=1)
+    min_num_sampling_steps: int = key(8, "training ends when the teacher would sample in fewer steps", low=1)
+    grow_dt_every: int = key(10_000, "optimizer steps until the student becomes the teacher", low=1)
+    reset_optimizer_on_growth: bool = key(False, "the optimizer then forgets its moments")
+    use_ema_on_growth: bool = key(False, "the student's average then replaces student and teacher")
+    sdtt_fix_eps: bool = key(True, "masks keep their noise through the teacher's steps")
+    teacher_times: str = key(
+        "official",
+        "when the teacher is asked: linear from t to t - num_distill_steps dt, or (exact) t, t - dt, ...",
+        choices=("official", "exact"),
+    )
 
 
 @dataclass
@@ -173,7 +216,7 @@ class Wandb:
 
 # group -> schema name -> class; the yaml files refer to these names.
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
-    "algo": {"base": Algo, "imdm": ImdmAlgo},
+    "algo": {"base": Algo, "d3pm": D3pmAlgo, "imdm": ImdmAlgo, "im-sdtt": ImSdttAlgo, "im-redi": ImRediAlgo},
     "model": {"base": Model},
     "noise": {"base": Noise},
     "data": {"base": Data},

@@ -11,7 +11,18 @@ from typing import Any
 from config.fields import key
 from config.groups import Algo, Callbacks, Data, LrScheduler, Model, Noise, Strategy, Wandb
 
-MODES = ("train", "ppl_eval", "sample_eval")
+MODES = (
+    "train",
+    "ppl_eval",
+    "sample_eval",
+    "sample_eval_with_tc",
+    "cond_sample_eval_with_tc",
+    "generate_reflow_dataset",
+    "gen_ppl_eval",
+    "zero_shot",
+    "frontier",
+    "export",
+)
 
 
 @dataclass
@@ -44,10 +55,43 @@ class Sampling:
         1.0, "draw from the smallest set of tokens with this mass; 1: off", above=0, high=1
     )
     use_p_nucleus: bool | None = key(None, "switches p_nucleus; null: on when it is below 1", auto=True)
+    prompt: str | None = key(
+        None,
+        "what a text begins with; every _ is a token to write, <end> at its end ends the text",
+        example="'the ____ is'",
+    )
+    prompt_file: str | None = key(
+        None, "prompts, one a line, or .jsonl with prompt; samples take them in turn", example="prompts.txt"
+    )
     num_sample_batches: int = key(2, "batches per device", low=1)
     num_sample_log: int = key(2, "samples shown in the log", low=0)
+    order: str = key(
+        "random",
+        "of unmasking; spread: what a call unmasks lies far apart, for fewer errors at few steps",
+        choices=("random", "spread"),
+    )
+    semi_ar: bool = key(False, "write more than model.length tokens: a window that slides over the text")
+    stride_length: int = key(1, "semi_ar: new tokens of a stride; the rest of the window is kept", low=1)
+    num_strides: int = key(
+        1, "semi_ar: strides; the text has model.length + num_strides * stride_length tokens", low=1
+    )
+    duplicate: int = key(
+        1, "samples of a group with one start noise, whose total correlation is measured; 1: none", low=1
+    )
+    num_duplicate_batch: int = key(1, "batches of such groups, beside num_sample_batches", low=1)
     fix_eps: bool = key(False, "IMDM: a mask keeps its noise until it is unmasked")
     mdlm_posterior: bool = key(False, "IMDM: MDLM's reverse step, which never resets the noise")
+
+
+@dataclass
+class CondSampling:
+    """mode=cond_sample_eval_with_tc: continuations of validation texts."""
+
+    prefix_len: int = key(50, "tokens that are given, bos included", low=1)
+    seq_len: int = key(100, "tokens that are kept and measured, those given included", low=2)
+    num_cont_per_prefix: int = key(5, "continuations of each prefix", low=1)
+    min_seq_len: int = key(1024, "prefixes are of validation blocks with at least so many tokens", low=1)
+    fix_seed: int = key(-1, "IMDM: seed of one start noise for all continuations; -1: each its own", low=-1)
 
 
 @dataclass
@@ -62,8 +106,10 @@ class Training:
         "float64 lifts the loss from float32 (which bf16, the official name, means too)",
         choices=("bf16", "float32", "float64"),
     )
-    finetune_path: str = key("", "checkpoint whose weights training starts from")
-    load_ema: bool = key(False, "start from that checkpoint's averaged weights")
+    finetune_path: str = key("", "what training starts from: a .ckpt, a Hugging Face folder, or a hub name")
+    load_ema: bool = key(
+        False, "start from its averaged weights, and let averaging go on; False: the raw ones, anew"
+    )
     mask_sampling: str = key(
         "time", "noise by diffusion time or by number of masks", choices=("time", "count")
     )
@@ -77,13 +123,27 @@ class Training:
 class Eval:
     """What evaluation reads, measures and writes."""
 
-    checkpoint_path: str = key("", "the checkpoint to evaluate")
-    disable_ema: bool = key(False, "evaluate the raw weights")
+    checkpoint_path: str = key("", "what is evaluated: a .ckpt, a Hugging Face folder, or a hub name")
+    disable_ema: bool = key(False, "take the raw weights of a .ckpt (a folder has one kind)")
     generate_samples: bool = key(True, "generate samples at every validation of a training")
     generated_samples_path: str = key("./samples.json", "JSON result of an evaluation")
     nelbo: str = key(
-        "time", "NELBO by diffusion time or by number of masks (lower variance)", choices=("time", "count")
+        "time",
+        "NELBO by diffusion time or by number of masks (lower variance); auto: by number where it can be",
+        choices=("time", "count", "auto"),
     )
+    compute_generative_perplexity: bool = key(True, "let another language model judge the samples")
+    gen_ppl_eval_model_name_or_path: str = key(
+        "gpt2-large", "that model: hub name, folder, or an AR checkpoint of this program"
+    )
+    gen_ppl_dtype: str = key(
+        "auto", "its precision; auto: that of its files", choices=("auto", "float32", "bf16")
+    )
+    gen_ppl_cut: bool = key(
+        True, "judge the first model.length of its tokens; False: all, in windows of its context"
+    )
+    perplexity_batch_size: int = key(8, "texts that it judges at once; the result is the same", low=1)
+    compute_perplexity_on_sanity: bool = key(False, "sample and judge at the check before training, too")
 
 
 @dataclass
@@ -91,10 +151,15 @@ class Optim:
     """AdamW."""
 
     lr: float = key(3e-4, "peak learning rate", above=0)
-    weight_decay: float = key(0.0, "decoupled weight decay", low=0)
+    weight_decay: float = key(0.0, "decoupled weight decay, of all parameters", low=0)
     beta1: float = key(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = key(0.999, "decay of the second moment", low=0, below=1)
     eps: float = key(1e-8, "added to the denominator", above=0)
+    ln_tune: str = key(
+        "none",
+        "train only the layer norms (norm), or those in front of the MLPs (norm2)",
+        choices=("none", "norm", "norm2"),
+    )
 
 
 @dataclass
@@ -115,7 +180,9 @@ class Trainer:
     gradient_clip_algorithm: str | None = key(None, "what is clipped", choices=("norm", "value"))
     val_check_interval: int = key(10_000, "training batches between validations", low=1)
     check_val_every_n_epoch: int | None = key(None, "null: val_check_interval counts across epochs", low=1)
-    limit_train_batches: int | float | None = key(1.0, "batches (int) or fraction (float) of an epoch", low=0)
+    limit_train_batches: int | float | None = key(
+        1.0, "global batches (int) or fraction (float) of an epoch, over and over", low=0
+    )
     limit_val_batches: int | float | None = key(1.0, "validation batches (int) or fraction (float)", low=0)
     num_sanity_val_steps: int = key(2, "validation batches before training starts; -1: all", low=-1)
     log_every_n_steps: int = key(100, "steps between lines of the log", low=1)
@@ -129,6 +196,19 @@ class Trainer:
 
 
 @dataclass
+class Reflow:
+    """Pairs of noise and generated text: what mode=generate_reflow_dataset makes and algo=im-redi reads."""
+
+    save_path: str = key("./reflow_data/${data.name}/${name}", "folder of the pairs")
+    num_reflow_samples: int = key(20_000, "pairs to make", low=1)
+    perturbed_rect: bool = key(True, "start from noised training text; False: from pure noise")
+    get_seed: bool = key(True, "one stored seed is the start noise of all masks of a pair")
+    make_missing: bool = key(
+        False, "let algo=im-redi on data without pairs first make them from training.finetune_path"
+    )
+
+
+@dataclass
 class Checkpointing:
     """The run folder and how the same command goes on with it."""
 
@@ -137,6 +217,40 @@ class Checkpointing:
         True, "go on from resume_ckpt_path when it exists; False: a fresh numbered folder"
     )
     resume_ckpt_path: str | None = key("${.save_dir}/checkpoints/last.ckpt", "checkpoint to go on from")
+
+
+@dataclass
+class Export:
+    """mode=export."""
+
+    path: str = key("./exported/${name}", "folder for transformers; made whole or not at all")
+
+
+@dataclass
+class ZeroShot:
+    """mode=zero_shot: perplexity on several data sets, one table."""
+
+    datasets: Any = key(
+        "ag_news,wikitext2,wikitext103",
+        "choices of the group data, local paths, or name:path (a local text under the rules of that choice)",
+    )
+
+
+@dataclass
+class Frontier:
+    """mode=frontier: generative perplexity against entropy, a point for each choice of all lists."""
+
+    path: str = key("./frontier", "folder of points, table, figure; points that are there are not made again")
+    steps: Any = key("${sampling.steps}", "numbers of steps, like sampling.steps")
+    temperatures: Any = key("0.8,0.9,1.0", "temperatures, which make the curves")
+    predictors: Any = key("${sampling.predictor}", "samplers; null: the algorithm's own")
+    checkpoints: Any = key(
+        "${eval.checkpoint_path}", "checkpoints, each a path or name:path; their networks may differ"
+    )
+    entropy: float | None = key(
+        None, "nats at which curves are compared; null: the middle of what they share", low=0, example=5.2
+    )
+    keep_samples: bool = key(False, "keep the texts of each point in samples/, for mode=gen_ppl_eval")
 
 
 @dataclass
@@ -155,9 +269,14 @@ class Config:
     callbacks: Callbacks = field(default_factory=Callbacks)
     loader: Loader = field(default_factory=Loader)
     sampling: Sampling = field(default_factory=Sampling)
+    cond_sampling: CondSampling = field(default_factory=CondSampling)
     training: Training = field(default_factory=Training)
     eval: Eval = field(default_factory=Eval)
+    export: Export = field(default_factory=Export)
+    zero_shot: ZeroShot = field(default_factory=ZeroShot)
+    frontier: Frontier = field(default_factory=Frontier)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)
     wandb: Wandb | None = None
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    reflow: Reflow = field(default_factory=Reflow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +23,39 @@ def fill_derived(cfg: DictConfig) -> None:
         cfg.model.noise_dim = cfg.model.hidden_size
     if cfg.loader.num_workers == -1:
         cfg.loader.num_workers = None
+    if cfg.eval.nelbo == "auto":
+        timeless = not cfg.algo.time_conditioning and cfg.algo.T == 0 and cfg.algo.name != "ar"
+        cfg.eval.nelbo = "count" if timeless else "time"
+    grid = cfg.frontier
+    grid.steps = read_steps(grid.steps, "frontier.steps")
+    grid.temperatures = read_temperatures(grid.temperatures)
+    grid.predictors, grid.checkpoints = read_names(grid.predictors), read_names(grid.checkpoints)
+    cfg.zero_shot.datasets = read_names(cfg.zero_shot.datasets)
 
 
-def read_steps(value: Any) -> list[int]:
+def read_names(value: Any) -> list[str]:
+    """``a``, ``"a,b"`` or ``[a, b]`` as a list of texts; null and empty ones are no names."""
+    parts = list(value) if OmegaConf.is_list(value) else str(value or "").strip(" []()").split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
+
+
+def read_temperatures(value: Any) -> list[float]:
+    """``0.9``, ``"0.8,0.9"`` or ``[0.8, 0.9]`` as a list of numbers > 0.
+
+    Raises:
+        ValueError: for anything else, or an empty list.
+    """
+    try:
+        found = [float(part) for part in read_names(value)]
+    except ValueError:
+        found = []
+    if not found or not all(0 < temperature < math.inf for temperature in found):
+        mend = "give numbers > 0, like 0.8,0.9,1.0"
+        raise user_error("frontier.temperatures", ",".join(read_names(value)), "not temperatures", mend)
+    return found
+
+
+def read_steps(value: Any, name: str = "sampling.steps") -> list[int]:
     """``8``, ``"1,2,4"`` or ``[1, 2, 4]`` as a list of integers >= 1.
 
     Raises:
@@ -36,9 +67,7 @@ def read_steps(value: Any) -> list[int]:
     except ValueError:
         steps = []
     if not steps or min(steps) < 1:
-        raise user_error(
-            "sampling.steps", shown, "not a number of steps", "give integers >= 1, like 128 or 1,2,4,8"
-        )
+        raise user_error(name, shown, "not a number of steps", "give integers >= 1, like 128 or 1,2,4,8")
     return steps
 
 
@@ -69,7 +98,9 @@ def _check_key(cfg: DictConfig, name: str, declared: tuple[Key, ...]) -> None:
     if OmegaConf.is_missing(node, leaf):
         raise ValueError(f"{name}: has no value; give {declared[0].type_words()}")
     kind = OmegaConf.get_type(node)
-    mine = next((d for d in declared if issubclass(kind, d.owner)), declared[0])
+    # A class may declare a key of its base again: the class's own limits hold.
+    owners = [d for d in declared if issubclass(kind, d.owner)]
+    mine = max(owners, key=lambda d: len(d.owner.__mro__), default=declared[0])
     complaint = mine.limits.complaint(node[leaf])
     if complaint:
         problem, mend = complaint.split("; ", 1)

@@ -6,6 +6,8 @@ The heavy libraries are imported on first use.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +67,11 @@ def mask_id_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return tokenizer.mask_token_id, max(tokenizer.vocab_size, tokenizer.mask_token_id + 1)
 
 
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of which word has which id: whether ids mean the same, whatever the merges."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
 def boundary_ids(tokenizer: PreTrainedTokenizerBase, eos: str) -> tuple[int, int]:
     """``(bos, eos)`` ids put around blocks and behind documents.
 
@@ -103,6 +110,7 @@ def _text8_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         pad_token="[PAD]",
         unk_token="[UNK]",
+        additional_special_tokens=["[RESERVED]"],  # or its text would be read as letters
         clean_up_tokenization_spaces=False,
     )
 
@@ -140,7 +148,9 @@ def _load(name_or_path: str) -> PreTrainedTokenizerBase:
     where = str(local) if local.exists() else name_or_path
     offline = not local.exists() and not hub_reachable()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=local.exists() or offline)
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, local_files_only=local.exists() or offline, trust_remote_code=False
+        )
     except Exception as error:  # the libraries below raise a dozen unrelated types here
         if local.exists():
             problem = f"no tokenizer can be read there ({_first_line(error)})"

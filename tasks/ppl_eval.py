@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 from omegaconf import DictConfig
 
 from dataloader import get_valid_dataloader
 from tasks.setup import build_evaluated, build_trainer, result_path
+from trainer_base import TrainerBase
 from utils import get_logger, write_json
 
 log = get_logger("ppl_eval")
@@ -22,6 +24,15 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     path = result_path(cfg)
     module = build_evaluated(cfg)
     trainer = build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False)
+    result = measure_ppl(cfg, module, trainer)
+    if trainer.is_global_zero:
+        write_json(path, result)
+        log.info("written to %s", path)
+    return result
+
+
+def measure_ppl(cfg: DictConfig, module: TrainerBase, trainer: L.Trainer) -> dict[str, Any]:
+    """The result of ``ppl_eval`` for the validation set of ``cfg.data``, with ``module``'s own tokenizer."""
     loader = get_valid_dataloader(
         cfg, module.tokenizer, rank=trainer.global_rank, world_size=trainer.world_size
     )
@@ -30,7 +41,7 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     result = {
         "perplexity": measured["ppl"],
         **{name: measured[name] for name in ("nll", "nll_stderr", "bpd", "bpd_stderr", "tokens")},
-        "nelbo": cfg.eval.nelbo,
+        "nelbo": "exact" if module.exact_likelihood else cfg.eval.nelbo,
         "ema": module.uses_ema,
         "precision": str(module.backbone.precision),
         "data": cfg.data.name,
@@ -38,14 +49,13 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
     }
     if trainer.is_global_zero:
-        write_json(path, result)
         log.info(
-            "perplexity %.3f, %.4f bits per token (nll %.4f +- %.4f nats, %d tokens) -> %s",
+            "%s: perplexity %.3f, %.4f bits per token (nll %.4f +- %.4f nats, %d tokens)",
+            result["data"],
             result["perplexity"],
             result["bpd"],
             result["nll"],
             result["nll_stderr"],
             result["tokens"],
-            path,
         )
     return result

@@ -1,4 +1,4 @@
-"""mode=sample_eval: write text from the fully masked state and measure it."""
+"""mode=sample_eval: write text, from the fully masked state or into a prompt, and measure it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dataloader import batch_sizes
 from metrics import sample_entropy
+from tasks.prompts import Starts, prompted
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import build_evaluated, evaluation_device, result_path
 from trainer_base import TrainerBase
@@ -19,9 +20,13 @@ from utils import get_logger, write_json
 
 log = get_logger("sample_eval")
 
+More = Callable[[TrainerBase, DictConfig, int, Starts | None], dict[str, Any]]
+
 
 def sample_eval(
-    cfg: DictConfig, more: Callable[[TrainerBase, DictConfig, int], dict[str, Any]] | None = None
+    cfg: DictConfig,
+    more: More | None = None,
+    starts_of: Callable[[TrainerBase, DictConfig], Starts | None] = prompted,
 ) -> dict[str, Any]:
     """Sample ``sampling.num_sample_batches`` batches for every number of steps in ``sampling.steps``.
 
@@ -31,17 +36,18 @@ def sample_eval(
 
     Args:
         more: measures something else of the model at a number of steps; its keys are added to the object.
+        starts_of: what samples start from; None: the fully masked state.
     """
     path, device = result_path(cfg), evaluation_device(cfg)
     # Before anything is sampled: a wrong name of the scorer must not cost the samples.
     measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
     module = build_evaluated(cfg).to(device)
-    steps = module.step_counts()
+    starts, steps = starts_of(module, cfg), module.step_counts()
     runs: list[dict[str, Any]] = []
     for num_steps in steps:
-        runs.append(sample_run(module, cfg, num_steps))
+        runs.append(sample_run(module, cfg, num_steps, starts))
         if more is not None:
-            runs[-1].update(more(module, cfg, num_steps))
+            runs[-1].update(more(module, cfg, num_steps, starts))
         result = runs[0] if len(steps) == 1 else {"runs": runs}
         write_json(path, result)
         if measure is not None:
@@ -52,24 +58,33 @@ def sample_eval(
     return result
 
 
-def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str, Any]:
-    """Samples at one number of steps: texts, entropy, network calls, seconds; not judged yet."""
+def sample_run(
+    module: TrainerBase, cfg: DictConfig, num_steps: int, starts: Starts | None = None
+) -> dict[str, Any]:
+    """Samples at one number of steps: texts, entropy, network calls, seconds; not judged yet.
+
+    Starts take turns: each has ``starts.repeat`` samples in a row, and after the last one the first is next.
+    """
     batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
+    num_batches = cfg.sampling.num_sample_batches * (starts.repeat if starts else 1)
+    numbers = starts.numbers(0, num_batches * batch) if starts else []
     parts, started = [], time.perf_counter()
     with module.ema_weights():
         for k in tqdm(
-            range(cfg.sampling.num_sample_batches),
+            range(num_batches),
             desc=f"steps {num_steps}",
             unit="batch",
             leave=False,
             disable=None,
         ):
-            parts.append(module.sample(batch, num_steps, first_row=k * batch, batch_size=batch))
+            given = starts.of(numbers[k * batch : (k + 1) * batch]) if starts else {}
+            parts.append(module.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given))
     seconds = time.perf_counter() - started
     tokens = torch.cat([part.tokens for part in parts]).cpu()
     nfe = torch.cat([part.nfe for part in parts]).double()
-    texts = module.tokenizer.batch_decode(tokens)
-    entropies = sample_entropy(tokens)
+    kept = starts.kept(tokens, numbers) if starts else tokens
+    texts = module.tokenizer.batch_decode(kept)
+    entropies = torch.cat([sample_entropy(row[None]) for row in kept])
     run = {
         "steps": num_steps,
         "predictor": module.sampler_class.name,
@@ -87,6 +102,7 @@ def sample_run(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str
         "precision": str(module.backbone.precision),
         "ema": module.uses_ema,
         "checkpoint": cfg.eval.checkpoint_path,
+        **(starts.report if starts else {}),
         "generated_seqs": texts,
     }
     log.info(

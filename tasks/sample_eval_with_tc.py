@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from dataloader import batch_sizes
 from metrics import total_correlation
+from tasks.prompts import Starts
 from tasks.sample_eval import sample_eval
 from trainer_base import TrainerBase
 from utils import get_logger
@@ -25,11 +27,13 @@ def sample_eval_with_tc(cfg: DictConfig) -> dict[str, Any]:
     return sample_eval(cfg, group_measures)
 
 
-def group_measures(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict[str, Any]:
+def group_measures(
+    module: TrainerBase, cfg: DictConfig, num_steps: int, starts: Starts | None = None
+) -> dict[str, Any]:
     """The total correlation of groups of samples with one start noise, whose draws are their own.
 
     Each of ``sampling.num_duplicate_batch`` batches holds as many whole groups as ``loader.eval_batch_size``
-    has room for, at least one.
+    has room for, at least one. ``starts`` take turns group by group.
 
     Returns:
         tc in bits, the mean over groups, with its standard error; tc_joint_entropy, the mean of H(x), and its
@@ -46,16 +50,21 @@ def group_measures(module: TrainerBase, cfg: DictConfig, num_steps: int) -> dict
     if not groups:
         log.info("no total correlation: sampling.duplicate=1; give the size of a group, like 256")
         return measured
+    numbers = starts.numbers(0, groups * size, size) if starts else []
     with module.ema_weights():
         samples = module.sample(
             groups * size,
             num_steps,
             # Other rows than those of the samples that are measured one by one.
-            first_row=cfg.sampling.num_sample_batches * batch,
+            first_row=cfg.sampling.num_sample_batches * batch * (starts.repeat if starts else 1),
             batch_size=batch,
             group_size=size,
+            **(starts.of(numbers) if starts else {}),
         )
-    tc, joint = total_correlation(samples.tokens.cpu().view(groups, size, -1))
+    tokens = samples.tokens.cpu()
+    kept = starts.kept(tokens, numbers) if starts else list(tokens)
+    members = [torch.stack(kept[k : k + size])[None] for k in range(0, len(kept), size)]
+    tc, joint = map(torch.cat, zip(*map(total_correlation, members), strict=True))
     limit = math.log2(size)
     saturated = bool((joint > limit - 1e-9).any())
     stderr = float(tc.std() / groups**0.5) if groups > 1 else None
