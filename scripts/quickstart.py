@@ -76,13 +76,18 @@ class Quickstart:
         self.write(redi, "imredi", *arguments)
 
     def write(self, name: str, experiment: str, *arguments: str) -> None:
-        """Bits per character of a model, and its samples at every number of steps."""
-        data = "data=pydoc"
-        self.evaluate(name, experiment, "ppl", "mode=ppl_eval", "eval.nelbo=count", data, *arguments)
-        steps = f"sampling.steps={STEPS}"
-        self.evaluate(
-            name, experiment, "samples", "mode=sample_eval", steps, data, *self.judged(), *arguments
+        """Bits per character of a model, and its samples at every number of steps, in both orders."""
+        bits = ("mode=ppl_eval", "eval.nelbo=count", "data=pydoc", *arguments)
+        self.evaluate(name, experiment, "ppl", *bits)
+        samples = (
+            "mode=sample_eval",
+            f"sampling.steps={STEPS}",
+            "data=pydoc",
+            *self.judged(),
+            *arguments,
         )
+        self.evaluate(name, experiment, "samples", *samples)
+        self.evaluate(name, experiment, "spread", *samples, "sampling.order=spread")
 
     def evaluate(self, name: str, experiment: str, result: str, *arguments: str) -> None:
         """One result file, unless it is there and not older than the model's weights.

@@ -42,13 +42,17 @@ def plain(text: str) -> str:
 
 
 def read(folder: Path, model: str) -> dict[str, Any]:
-    """``ppl`` and ``runs`` (by number of steps) of one model, with the share of known words."""
+    """``ppl``, ``runs`` and ``spread`` (by number of steps) of one model, with the share of known words."""
     known = set(pydoc_text("train").split()) | set(pydoc_text("validation").split())
-    samples = json.loads((folder / model / "results" / "samples.json").read_text())
-    runs = {run["steps"]: run for run in samples.get("runs", [samples])}
-    for run in runs.values():
-        run["words_in_corpus"] = word_share(map(plain, run["generated_seqs"]), known)
-    return {"ppl": json.loads((folder / model / "results" / "ppl.json").read_text()), "runs": runs}
+    results = folder / model / "results"
+    found: dict[str, Any] = {"ppl": json.loads((results / "ppl.json").read_text())}
+    for key, name in (("runs", "samples.json"), ("spread", "spread.json")):
+        if (results / name).exists():
+            content = json.loads((results / name).read_text())
+            found[key] = {run["steps"]: run for run in content.get("runs", [content])}
+            for run in found[key].values():
+                run["words_in_corpus"] = word_share(map(plain, run["generated_seqs"]), known)
+    return found
 
 
 def bits(model: dict[str, Any]) -> str:
@@ -56,7 +60,9 @@ def bits(model: dict[str, Any]) -> str:
     return f"{model['ppl']['bpd']:.3f} ± {model['ppl']['bpd_stderr']:.3f}"
 
 
-def table(models: dict[str, dict[str, Any]], cell: Callable[[Run], str], first: bool) -> str:
+def table(
+    models: dict[str, dict[str, Any]], cell: Callable[[Run], str], *, runs: str = "runs", first: bool = False
+) -> str:
     """A markdown table, one row a model and one column a number of steps; ``first`` adds the bits."""
     steps = sorted({count for model in models.values() for count in model["runs"]})
     head = ["steps", *(["bits per character"] if first else []), *map(str, steps)]
@@ -65,27 +71,34 @@ def table(models: dict[str, dict[str, Any]], cell: Callable[[Run], str], first: 
         row = [MODELS[name][0]]
         if first:
             row.append(bits(model))
-        row += [cell(model["runs"][count]) for count in steps]
+        row += [cell(model[runs][count]) for count in steps]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
 def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any]) -> str:
-    """Two tables, and what the judge says of its own samples and of the text."""
+    """Three tables, and what the judge says of its own samples and of the text."""
     (own,) = judge["runs"].values()
+
+    def judged(run: Run) -> str:
+        return f"{run['generative_ppl']:.1f} ({run['entropy']:.2f})"
+
     return "\n".join(
         [
             "Generative perplexity of a character under the AR model, and entropy (nats) in brackets:",
             "",
-            table(models, lambda run: f"{run['generative_ppl']:.2f} ({run['entropy']:.2f})", first=True),
+            table(models, judged, first=True),
             "",
-            f"AR itself, {own['nfe']:.0f} calls: {own['generative_ppl']:.2f} ({own['entropy']:.2f}), "
-            f"{own['words_in_corpus']:.0%} known words; the validation text: "
-            f"{judge['ppl']['perplexity']:.2f} ({bits(judge)} bits per character).",
+            f"AR itself, {own['nfe']:.0f} calls: {judged(own)}; the validation text: "
+            f"{judge['ppl']['perplexity']:.1f} ({bits(judge)} bits per character).",
             "",
-            "Share of the samples' words that occur in the corpus:",
+            "The same models, unmasking positions that lie far apart (sampling.order=spread):",
             "",
-            table(models, lambda run: f"{run['words_in_corpus']:.0%}", first=False),
+            table(models, judged, runs="spread"),
+            "",
+            "Share of the samples' words that occur in the corpus (random order):",
+            "",
+            table(models, lambda run: f"{run['words_in_corpus']:.0%}"),
         ]
     )
 
@@ -130,6 +143,11 @@ def sample_texts(models: dict[str, dict[str, Any]], number: int = 2) -> str:
     return "\n".join(parts) + "\n"
 
 
+def without_texts(runs: dict[int, Run]) -> list[Run]:
+    """Runs as they go into summary.json."""
+    return [{key: value for key, value in run.items() if key != "generated_seqs"} for run in runs.values()]
+
+
 def report(folder: Path) -> None:
     """Write table.md, figure.png, samples.txt and summary.json into ``folder``/summary and print them."""
     models = {name: read(folder, name) for name in MODELS if (folder / name / "results").exists()}
@@ -141,12 +159,7 @@ def report(folder: Path) -> None:
     with atomic_open(out / "samples.txt") as file:
         file.write(texts)
     numbers = {
-        name: {
-            "ppl": model["ppl"],
-            "runs": [
-                {k: v for k, v in run.items() if k != "generated_seqs"} for run in model["runs"].values()
-            ],
-        }
+        name: {key: part if key == "ppl" else without_texts(part) for key, part in model.items()}
         for name, model in {"ar": judge, **models}.items()
     }
     write_json(out / "summary.json", numbers)

@@ -30,7 +30,7 @@ def test_quickstart_ends_with_a_table_and_a_figure_and_resumes(tmp_path: Path) -
     table = (tmp_path / "summary" / "table.md").read_text()
     assert table in first.stdout
     for model in ("MDLM", "SDTT", "IM-SDTT", "SDTT + ReDi", "IM-SDTT + IM-ReDi"):
-        assert table.count(f"| {model} |") == 2  # both tables
+        assert table.count(f"| {model} |") == 3  # in each table
     assert (tmp_path / "summary" / "figure.png").stat().st_size > 10_000
     assert "IM-SDTT + IM-ReDi, steps 64" in (tmp_path / "summary" / "samples.txt").read_text()
     checkpoint = tmp_path / "imredi" / "checkpoints" / "last.ckpt"
