@@ -44,34 +44,34 @@ class Quickstart:
     def judge(self) -> None:
         """The autoregressive model that judges the samples of all others, and its own."""
         say("ar: the judge of all samples")
-        self.run("ar", "ar", *self.longer(4000))
+        self.run("ar", "ar", *self.longer(3000))
         self.evaluate("ar", "ar", "ppl", "mode=ppl_eval")
         self.evaluate("ar", "ar", "samples", "mode=sample_eval", *self.judged())
 
     def masked_model(self, name: str) -> None:
         """MDLM or IMDM from scratch."""
         say(f"{name}: masked diffusion")
-        self.run(name, name, *self.longer(8000))
+        self.run(name, name, *self.longer(6000))
         self.write(name, name)
 
     def distil(self, prefix: str, *arguments: str) -> None:
         """SDTT from MDLM, pairs that it writes, ReDi on them; ``arguments`` may ask for a single mask."""
         sdtt, redi, pairs = f"{prefix}sdtt", f"{prefix}redi", self.out / f"pairs_{prefix}sdtt"
         say(f"{sdtt}: distillation, in rounds from 64 steps to 2")
-        start = (f"training.finetune_path={self.checkpoint('mdlm')}", *self.longer(4000))
-        rounds = ("algo.grow_dt_every=800",) if self.full else ()
+        start = (f"training.finetune_path={self.checkpoint('mdlm')}", *self.longer(3000))
+        rounds = ("algo.grow_dt_every=600",) if self.full else ()
         self.run(sdtt, "imsdtt", *start, *rounds, *arguments)
         self.write(sdtt, "imsdtt", *arguments)
         say(f"{redi}: pairs written by {sdtt}, then training on them")
         made = (
             "mode=generate_reflow_dataset",
             f"eval.checkpoint_path={self.checkpoint(sdtt)}",
-            f"reflow.num_reflow_samples={20_000 if self.full else 2_048}",
+            f"reflow.num_reflow_samples={2_560 if self.full else 768}",
             "sampling.steps=64",
             "loader.eval_batch_size=256",
         )
         self.run(sdtt, "imsdtt", *made, f"reflow.save_path={pairs}", *arguments)
-        start = (f"training.finetune_path={self.checkpoint(sdtt)}", *self.longer(4000))
+        start = (f"training.finetune_path={self.checkpoint(sdtt)}", *self.longer(5000))
         self.run(redi, "imredi", f"reflow.save_path={pairs}", *start, *arguments)
         self.write(redi, "imredi", *arguments)
 
