@@ -66,7 +66,7 @@ class Quickstart:
         made = (
             "mode=generate_reflow_dataset",
             f"eval.checkpoint_path={self.checkpoint(sdtt)}",
-            f"reflow.num_reflow_samples={2_560 if self.full else 768}",
+            f"reflow.num_reflow_samples={2_048 if self.full else 512}",
             "sampling.steps=64",
             "loader.eval_batch_size=256",
         )
