@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -104,30 +105,32 @@ def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any]) -> str:
 
 
 def figure(models: dict[str, dict[str, Any]], judge: dict[str, Any], path: Path) -> None:
-    """Generative perplexity and entropy against the number of steps; the judge's own samples as a line."""
+    """Generative perplexity in both orders, and entropy, against the steps; AR's samples as a line."""
     (own,) = judge["runs"].values()
     panels = (
-        ("generative_ppl", "generative perplexity of a character"),
-        ("entropy", "sample entropy (nats)"),
+        ("runs", "generative_ppl", "generative perplexity, random order"),
+        ("spread", "generative_ppl", "generative perplexity, spread order"),
+        ("runs", "entropy", "sample entropy (nats), random order"),
     )
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, (key, title) in zip(axes, panels, strict=True):
+    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.8), layout="constrained")
+    for axis, (runs, key, title) in zip(axes, panels, strict=True):
         for name, model in models.items():
             label, colour, line = MODELS[name]
-            steps = sorted(model["runs"])
-            values = [model["runs"][count][key] for count in steps]
+            steps = sorted(model[runs])
+            values = [model[runs][count][key] for count in steps]
             axis.plot(steps, values, line, color=colour, marker="o", markersize=4, label=label)
         axis.axhline(own[key], color="black", linewidth=1, linestyle=":", label="AR's own samples")
         axis.set_xscale("log", base=2)
-        ticks = sorted({count for model in models.values() for count in model["runs"]})
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks(steps, [str(count) for count in steps])
         axis.set_xlabel("sampling steps")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_major_formatter("{x:g}")
-    axes[0].yaxis.set_minor_formatter("{x:g}")
-    axes[0].tick_params(axis="y", which="minor", labelsize=8)
+    for axis in axes[:2]:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.sharey(axes[0])
     axes[0].legend(fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
