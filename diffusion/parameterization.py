@@ -29,7 +29,7 @@ class Prediction:
         features: (B, L, D), the network's last hidden state.
         weight, bias: (V, D) and (V,) or None, the vocabulary head.
         xt: (B, L) int64 noised ids.
-        mask_id: id of the mask, anywhere in the vocabulary.
+        mask_id: id of the mask, anywhere in the vocabulary; None where there is none (diffusion/uniform.py).
         dtype: of log-probabilities and losses, float32 or float64; the matrix product with the head stays in
             the parameters' precision (at least float32), which is lifted to when wider.
         chunk_elements: about how many float32 logits the losses hold at a time; None: 2**23 (32 MB) on a CPU,
@@ -42,7 +42,7 @@ class Prediction:
         weight: Tensor,
         bias: Tensor | None,
         xt: Tensor,
-        mask_id: int,
+        mask_id: int | None,
         dtype: torch.dtype = torch.float32,
         chunk_elements: int | None = None,
     ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,10 +66,6 @@ class Absorbing:
         if keep is not None:
             is_masked = is_masked & ~keep
         return x0.masked_fill(is_masked, self.mask_id)
-
-    def prior(self, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-        """The state at t = 1, all masks: int64 of ``shape`` (B, L)."""
-        return torch.full(tuple(shape), self.mask_id, dtype=torch.int64, device=device)
 
 
 class ReverseProbabilities(NamedTuple):

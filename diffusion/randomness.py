@@ -8,6 +8,7 @@ Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): 64-bit in
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -96,3 +97,14 @@ def random_bits(keys: Tensor, n: int) -> Tensor:
 def uniform(keys: Tensor, n: int) -> Tensor:
     """U[0, 1) in float64 with 53 random bits, shape (*keys.shape, n); entry i depends on (key, i) alone."""
     return (random_bits(keys, n) >> 10).to(torch.float64) * 2.0**-53
+
+
+def normal(keys: Tensor, n: int) -> Tensor:
+    """N(0, 1) in float32 by Box-Muller, shape (*keys.shape, n); it depends on the keys and n alone.
+
+    Two numbers come from one word, with 31 bits of it for the radius: none lies beyond 6.6.
+    """
+    bits = random_bits(keys, (n + 1) // 2)
+    radius = ((bits >> 32) + 1).to(torch.float32).mul_(2.0**-31).log_().mul_(-2).clamp_(min=0).sqrt_()
+    angle = (bits & 0xFFFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-32)
+    return torch.cat((radius * angle.cos(), radius * angle.sin_()), -1)[..., :n]

@@ -116,6 +116,7 @@ class DiT(nn.Module):
         sigma: Tensor | None,
         cond: Tensor | None = None,
         cache: list[KeyValues] | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """All of the network but its head.
 
@@ -126,13 +127,14 @@ class DiT(nn.Module):
             cond: random state of the masks, see ``VocabEmbedding``.
             cache: of ``new_cache``, for a causal model without gradients: ``x`` continues the positions in it
                 and is added to them. The cost is that of x alone, but for the attention to what is there.
+            embedded: (B, L, D) float32 in the place of the embeddings of ``x``.
 
         Returns:
             (B, L, D) float32, after the final norm and modulation.
         """
         # Precision is explicit in here, whatever autocast says outside.
         with torch.autocast(x.device.type, enabled=False):
-            hidden = self.vocab_embed(x, cond)
+            hidden = self.vocab_embed(x, cond) if embedded is None else embedded
             condition = None if self.sigma_map is None else F.silu(self.sigma_map(_shared(sigma, x.device)))
             start = cache[0].length if cache else 0
             rotary = self.rotary_emb(start + x.shape[1], self.precision.dtype, start)

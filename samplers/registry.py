@@ -9,6 +9,7 @@ from utils import user_error
 
 SAMPLERS: dict[str, type[Sampler]] = {}
 ORDERED: dict[tuple[str, str], type[Sampler]] = {}  # (predictor, order) -> what takes the predictor's place
+IN_FAMILY: dict[tuple[str, str], type[Sampler]] = {}  # (predictor, family) -> the same for such models
 
 
 def register(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
@@ -18,6 +19,17 @@ def register(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
         assert name not in SAMPLERS, f"two samplers are called {name}"
         SAMPLERS[name] = cls
         cls.name = name
+        return cls
+
+    return enter
+
+
+def register_for(family: str, predictor: str) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Class decorator: for models of ``family`` the sampler is what ``predictor`` means."""
+
+    def enter(cls: type[Sampler]) -> type[Sampler]:
+        IN_FAMILY[predictor, family] = cls
+        cls.name = predictor
         return cls
 
     return enter
@@ -40,15 +52,15 @@ def get_sampler(name: str, family: str = "absorbing", order: str = "random") -> 
     Raises:
         ValueError: no sampler has this name, it makes no sense for such a model, or has no such order.
     """
-    fitting = ", ".join(sorted(n for n, sampler in SAMPLERS.items() if family in sampler.families))
-    if name not in SAMPLERS:
-        raise user_error("sampling.predictor", name, "no such sampler", f"use one of {fitting}")
-    if family not in SAMPLERS[name].families:
-        raise user_error("sampling.predictor", name, f"not for {family} models", f"use one of {fitting}")
+    able = {n: sampler for n, sampler in SAMPLERS.items() if family in sampler.families}
+    able |= {n: sampler for (n, of), sampler in IN_FAMILY.items() if of == family}
+    if name not in able:
+        problem = f"not for {family} models" if name in SAMPLERS else "no such sampler"
+        raise user_error("sampling.predictor", name, problem, f"use one of {', '.join(sorted(able))}")
     if order == "random":
-        return SAMPLERS[name]
-    if (name, order) not in ORDERED:
-        able = sorted(predictor for predictor, kind in ORDERED if kind == order)
-        mend = f"use sampling.predictor={' or '.join(able)}" if family == "absorbing" else "use random"
+        return able[name]
+    if (name, order) not in ORDERED or family not in ORDERED[name, order].families:
+        others = sorted(predictor for predictor, kind in ORDERED if kind == order)
+        mend = f"use sampling.predictor={' or '.join(others)}" if family == "absorbing" else "use random"
         raise user_error("sampling.order", order, f"not an order of {name}", mend)
     return ORDERED[name, order]
