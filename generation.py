@@ -5,7 +5,6 @@ Shapes: B rows, L positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 from diffusion.noise import Schedule
 from diffusion.process import Absorbing
 from diffusion.randomness import Stream, fold_in, row_keys
+from diffusion.uniform import Uniform
 from optimizers import WatchedModule
-from samplers.base import Sampler, SamplerSettings, Samples
-from samplers.draws import KeyedDraws
+from samplers.base import OnStep, Sampler, SamplerSettings, Samples
 from samplers.registry import get_sampler
 from samplers.semi_ar import Strides
+from samplers.truncated import DRAWS
 
 
 class GeneratingModule(WatchedModule):
@@ -29,7 +29,7 @@ class GeneratingModule(WatchedModule):
     family: ClassVar[str] = "absorbing"  # which samplers make sense (Sampler.families)
 
     config: DictConfig
-    process: Absorbing
+    process: Absorbing | Uniform
     schedule: Schedule
     mask_id: int
 
@@ -76,25 +76,26 @@ class GeneratingModule(WatchedModule):
         group_size: int = 1,
         given: Tensor | None = None,
         start_seed: int | None = None,
-        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> Samples:
-        """Write ``num_samples`` sequences of ``model.length`` tokens from the fully masked state, or longer
-        ones with ``sampling.semi_ar``; ``group_size`` rows in a row share their start noise.
+        """Write ``num_samples`` sequences of ``model.length`` tokens from the state at t = 1, or longer ones
+        with ``sampling.semi_ar``; ``group_size`` rows in a row share their start noise.
 
         Row r of the result is a function of (seed, first_row + r) alone: neither the batch size nor the
         device count changes it (up to the rounding of the network).
 
         Args:
             given: (num_samples, model.length) ids that stay, masks where tokens are to be written: samples
-                follow the law of the model given these tokens. None: nothing is given.
+                follow the law of the model given these tokens, but for uniform-state models, which do not
+                know that they are no noise: those only never change them. None: nothing is given.
             start_seed: all rows share the start noise of this seed; None: ``group_size`` rows do.
         """
-        if given is not None and self.family == "uniform":
-            raise ValueError("sampling.prompt: a uniform-state model may change it; use a masked model")
 
         def window(xt: Tensor, start_keys: Tensor, keys: Tensor) -> Samples:
-            cond = self.draw_cond(fold_in(start_keys, int(Stream.SAMPLE_START)), self.config.model.length)
-            return self.reverse(xt, 1.0, cond, keys, num_steps, on_step=on_step)
+            start_keys = fold_in(start_keys, int(Stream.SAMPLE_START))
+            cond = self.draw_cond(start_keys, self.config.model.length)
+            xt, fixed = self.start(xt, start_keys)
+            return self.reverse(xt, 1.0, cond, keys, num_steps, fixed=fixed, on_step=on_step)
 
         parts = []
         for start in range(0, num_samples, batch_size):
@@ -111,8 +112,21 @@ class GeneratingModule(WatchedModule):
         return Samples.concatenate(parts)
 
     def prior(self, num_rows: int) -> Tensor:
-        """The state that sampling starts from: ids (num_rows, model.length)."""
-        return self.process.prior((num_rows, self.config.model.length), self.device)
+        """What is given when nothing is: ids (num_rows, model.length), masks where something is to stand."""
+        shape = (num_rows, self.config.model.length)
+        return torch.full(shape, self.mask_id, dtype=torch.int64, device=self.device)
+
+    def start(self, xt: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state at t = 1 of rows ``xt`` (B, L) that have masks where tokens are to be written.
+
+        Args:
+            keys: (B,) int64, of the start noise.
+
+        Returns:
+            Its ids (B, L), and the positions (B, L) bool that a sampler has to leave as they are, None for a
+            process that leaves them anyway.
+        """
+        return xt, None
 
     @torch.no_grad()
     def reverse(
@@ -123,7 +137,8 @@ class GeneratingModule(WatchedModule):
         keys: Tensor,
         num_steps: int,
         *,
-        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+        fixed: Tensor | None = None,
+        on_step: OnStep | None = None,
     ) -> Samples:
         """Run the reverse process from any state.
 
@@ -133,11 +148,13 @@ class GeneratingModule(WatchedModule):
             cond: mask noise seeds of ``xt`` (B, L), or None.
             keys: (B,) int64, one per row: they key all draws.
             num_steps: of samplers that walk on a time grid.
-            on_step: see ``Sampler.sample``.
+            fixed, on_step: see ``Sampler.sample``.
         """
         was_training = self.training
         self.eval()
         try:
-            return self.make_sampler(num_steps).sample(xt, t, cond, KeyedDraws(keys), on_step=on_step)
+            sampler = self.make_sampler(num_steps)
+            draws = DRAWS[self.config.sampling.draws](keys)
+            return sampler.sample(xt, t, cond, draws, fixed=fixed, on_step=on_step)
         finally:
             self.train(was_training)

@@ -124,19 +124,39 @@ class TextScores:
         number = len(self.nll)
         if number < 2 or self.tokens.sum() == 0:
             return None
-        generator = torch.Generator().manual_seed(seed)
-        found = []
-        for _ in range(replicates):
-            drawn = torch.randint(number, (number,), generator=generator)
-            found.append(perplexity(float(self.nll[drawn].sum()), float(self.tokens[drawn].sum())))
+        found = [
+            perplexity(float(self.nll[drawn].sum()), float(self.tokens[drawn].sum()))
+            for drawn in _resamples(number, seed, replicates)
+        ]
         values = torch.tensor([value for value in found if value is not None], dtype=torch.float64)
-        low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return float(values.std()), low, high
+        return float(values.std()), *_percentiles(values)
 
 
 def perplexity(nll: float, tokens: float) -> float | None:
     """exp(nll / tokens), nll in nats summed over tokens; None when there are none."""
     return math.exp(min(nll / tokens, _LARGEST_EXPONENT)) if tokens else None
+
+
+def mean_interval(values: Tensor, seed: int, *, replicates: int = 1000) -> list[float] | None:
+    """Both ends of the 95 % interval of a mean of independent ``values`` (N,), by the same bootstrap as
+    ``TextScores.bootstrap``; None where there are fewer than two."""
+    if len(values) < 2:
+        return None
+    values = values.double().cpu()
+    means = torch.stack([values[drawn].mean() for drawn in _resamples(len(values), seed, replicates)])
+    return list(_percentiles(means))
+
+
+def _resamples(number: int, seed: int, replicates: int) -> Iterator[Tensor]:
+    """Indices (number,) drawn with replacement, ``replicates`` times."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(replicates):
+        yield torch.randint(number, (number,), generator=generator)
+
+
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def counted_tokens(ids: Tensor, eos_id: int | None) -> Tensor:

@@ -20,6 +20,7 @@ from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
 from diffusion.process import Absorbing
 from diffusion.randomness import Stream, row_keys
+from diffusion.uniform import Uniform
 from generation import GeneratingModule
 from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
@@ -44,8 +45,8 @@ class TrainerBase(GeneratingModule):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.mask_id, self.vocab_size = mask_id_of(tokenizer)
-        self.process = Absorbing(self.mask_id)
+        self.mask_id, self.vocab_size = self.vocabulary()
+        self.process = self.forward_process()
         self.schedule = get_schedule(config.noise.name, config.noise.eps)
         self.choose_sampler()
         with torch.random.fork_rng(devices=[]):
@@ -57,6 +58,14 @@ class TrainerBase(GeneratingModule):
         self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
 
     # What an algorithm says of itself -------------------------------------------------------------
+
+    def vocabulary(self) -> tuple[int, int]:
+        """The id that stands where nothing is written yet, and V."""
+        return mask_id_of(self.tokenizer)
+
+    def forward_process(self) -> Absorbing | Uniform:
+        """How text becomes noise."""
+        return Absorbing(self.mask_id)
 
     def mask_noise_config(self) -> MaskNoiseConfig | None:
         """The random state of masks; None for a single deterministic mask."""
@@ -94,7 +103,7 @@ class TrainerBase(GeneratingModule):
         model = self.config.model
         return BackboneConfig(
             vocab_size=self.vocab_size,
-            mask_id=self.mask_id,
+            mask_id=None if self.family == "uniform" else self.mask_id,
             hidden_size=model.hidden_size,
             cond_dim=model.cond_dim,
             n_blocks=model.n_blocks,

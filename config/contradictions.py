@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from utils import user_error
 
+UNIFORM = ("duo_base", "duo")  # algorithms without masks, whose noise is uniform
+
 
 def _model(cfg: DictConfig) -> None:
     model = cfg.model
@@ -93,6 +95,26 @@ def _discrete_time(cfg: DictConfig) -> None:
             f"holds for noise=log-linear alone, not for noise={cfg.noise.name}",
             "use algo.posterior=exact",
         )
+
+
+def _uniform_state(cfg: DictConfig) -> None:
+    if cfg.algo.name not in UNIFORM:
+        return
+    for name, value, usual in (
+        ("training.loss_type", "low_var", "nelbo"),
+        ("training.mask_sampling", "count", "time"),
+        ("eval.nelbo", "count", "time"),
+    ):
+        if OmegaConf.select(cfg, name) == value:
+            problem = f"is about masks, of which algo={cfg.algo.name} has none"
+            raise user_error(name, value, problem, f"use {name}={usual}")
+    algo = cfg.algo
+    if "gamma_min" in algo and algo.gamma_min >= algo.gamma_max:
+        problem, mend = f"not below algo.gamma_max={algo.gamma_max}", "give algo.gamma_min < algo.gamma_max"
+        raise user_error("algo.gamma_min", algo.gamma_min, problem, mend)
+    if "curriculum_end" in algo and algo.curriculum_end < algo.curriculum_start:
+        problem = f"before algo.curriculum_start={algo.curriculum_start}"
+        raise user_error("algo.curriculum_end", algo.curriculum_end, problem, "give a later one")
 
 
 def _objective(cfg: DictConfig) -> None:
@@ -267,6 +289,7 @@ CONTRADICTIONS: tuple[Callable[[DictConfig], None], ...] = (
     _algo,
     _distillation,
     _discrete_time,
+    _uniform_state,
     _objective,
     _sampling,
     _pairs,

@@ -35,6 +35,18 @@ class D3pmAlgo(Algo):
 
 
 @dataclass
+class DuoAlgo(Algo):
+    """Uniform noise, after a curriculum of Gaussian noise seen through a softmax."""
+
+    gumbel_tau_log10_start: float = key(-1.0, "log10 of the softmax's temperature at curriculum_start")
+    gumbel_tau_log10_end: float = key(-2.0, "the same at curriculum_end")
+    gamma_min: float = key(-5.0, "log of noise over signal at t = 0, while the curriculum lasts")
+    gamma_max: float = key(-1.0, "the same at t = 1")
+    curriculum_start: int = key(100_000, "optimizer steps until the temperature begins to move", low=0)
+    curriculum_end: int = key(200_000, "optimizer steps until the plain uniform noise", low=0)
+
+
+@dataclass
 class ImdmAlgo(Algo):
     """Infinite masks: the random state that a mask carries."""
 
@@ -216,7 +228,14 @@ class Wandb:
 
 # group -> schema name -> class; the yaml files refer to these names.
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
-    "algo": {"base": Algo, "d3pm": D3pmAlgo, "imdm": ImdmAlgo, "im-sdtt": ImSdttAlgo, "im-redi": ImRediAlgo},
+    "algo": {
+        "base": Algo,
+        "d3pm": D3pmAlgo,
+        "duo": DuoAlgo,
+        "imdm": ImdmAlgo,
+        "im-sdtt": ImSdttAlgo,
+        "im-redi": ImRediAlgo,
+    },
     "model": {"base": Model},
     "noise": {"base": Noise},
     "data": {"base": Data},

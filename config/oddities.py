@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
+from config.contradictions import UNIFORM
 from config.devices import several
 from config.keys import all_keys
 
@@ -49,16 +50,21 @@ def _nucleus(cfg: DictConfig) -> str | None:
     return None
 
 
-def _float64(cfg: DictConfig) -> str | None:
-    return (
-        None
-        if cfg.sampling.use_float64
-        else "sampling.use_float64=False is ignored: draws are exact in float64"
-    )
+def _truncated(cfg: DictConfig) -> str | None:
+    if cfg.sampling.draws == "exact":
+        return None
+    warning = f"sampling.draws={cfg.sampling.draws} loses rare tokens, which flatters generative perplexity"
+    masked = cfg.algo.name in ("mdlm", "imdm", "im-sdtt", "im-redi", "d3pm")
+    if masked and cfg.sampling.predictor != "ancestral_joint":
+        warning += "; of whole steps, as codes in float32 do, with sampling.predictor=ancestral_joint alone"
+    return warning
 
 
 def _one_mask(cfg: DictConfig) -> str | None:
     resets = cfg.sampling.fix_eps or cfg.sampling.mdlm_posterior
+    if cfg.algo.name in UNIFORM and resets:
+        which = "fix_eps" if cfg.sampling.fix_eps else "mdlm_posterior"
+        return f"sampling.{which}=True has no effect with algo={cfg.algo.name}, which has no masks"
     if cfg.algo.name in ("mdlm", "sedd", "d3pm") and cfg.sampling.fix_eps:
         return f"sampling.fix_eps=True has no effect with algo={cfg.algo.name}, whose masks carry no noise"
     if "as_mdlm" in cfg.algo and cfg.algo.as_mdlm and cfg.algo.num_mask > 0:
@@ -182,12 +188,19 @@ def _prompts(cfg: DictConfig) -> str | None:
     return None
 
 
+def _trajectories(cfg: DictConfig) -> str | None:
+    if cfg.sampling.record_trajectories and cfg.mode not in SAMPLING_MODES:
+        return f"sampling.record_trajectories has no effect in mode={cfg.mode}; use mode=sample_eval"
+    return None
+
+
 def _prefixes(cfg: DictConfig) -> str | None:
     usual = {name: all_keys()[f"cond_sampling.{name}"][0].default for name in cfg.cond_sampling}
     idle = [name for name, value in usual.items() if cfg.cond_sampling[name] != value]
     if idle and cfg.mode != SAMPLING_MODES[2]:
         return f"cond_sampling.{idle[0]} has no effect in mode={cfg.mode}; use mode={SAMPLING_MODES[2]}"
-    if "fix_seed" in idle and ("as_mdlm" not in cfg.algo or cfg.algo.as_mdlm):
+    noisy = cfg.algo.name in UNIFORM or ("as_mdlm" in cfg.algo and not cfg.algo.as_mdlm)
+    if "fix_seed" in idle and not noisy:
         return "cond_sampling.fix_seed has no effect on a model whose masks carry no noise"
     return None
 
@@ -199,7 +212,7 @@ ODDITIES: tuple[Check, ...] = (
     _no_resumption,
     _norms_alone,
     _nucleus,
-    _float64,
+    _truncated,
     _one_mask,
     _steps,
     _corrector,
@@ -207,6 +220,7 @@ ODDITIES: tuple[Check, ...] = (
     _groups,
     _prompts,
     _prefixes,
+    _trajectories,
     _pairs,
     _without_noise,
     _discrete_time,

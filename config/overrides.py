@@ -49,6 +49,16 @@ DROPPED = (
 # A Hugging Face model (hf_dit) is known by its path, wherever a checkpoint is named.
 DROPPED_VALUES = {(key, value) for key in ("algo.backbone", "backbone") for value in ("dit", "hf_dit")}
 
+# Names of the newer Duo configurations.
+ALIASES = {
+    "algo.curriculum.start": "algo.curriculum_start",
+    "algo.curriculum.end": "algo.curriculum_end",
+    "algo.curriculum.gamma_min": "algo.gamma_min",
+    "algo.curriculum.gamma_max": "algo.gamma_max",
+    "algo.curriculum.gumbel_tau_log10_start": "algo.gumbel_tau_log10_start",
+    "algo.curriculum.gumbel_tau_log10_end": "algo.gumbel_tau_log10_end",
+}
+
 # Keys that people will look for and that have another name here.
 ELSEWHERE = {
     "trainer.accumulate_grad_batches": "it follows from loader.global_batch_size and loader.batch_size",
@@ -98,7 +108,7 @@ def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Override
         match = _WORD.fullmatch(word)
         if match is None or match["sign"] == "~":
             raise _no_assignment(word)
-        key, value = match["key"], match["value"].strip()
+        key, value = ALIASES.get(match["key"], match["key"]), match["value"].strip()
         if not key.startswith(("hydra.", "hydra/")):
             if _is_dropped(key, value):
                 cleaned.dropped.append(key)

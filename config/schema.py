@@ -49,7 +49,12 @@ class Sampling:
     predictor: str | None = key(None, "reverse process; null: the algorithm's own", example="ancestral_cache")
     steps: Any = key(1000, "network calls, a number or a list like 1,2,4,8,128")
     noise_removal: str = key("ancestral", "the last step", choices=("ancestral", "greedy", "none"))
-    use_float64: bool = key(True, "categorical draws are exact in float64 whatever this says")
+    draws: str = key(
+        "exact",
+        "of tokens; float32: Gumbel-max that loses rare tokens, truncated32: its usual formula; for study",
+        choices=("exact", "truncated32", "float32"),
+    )
+    use_float64: bool = key(True, "False: sampling.draws=float32, unless draws says what")
     temperature: float = key(1.0, "of the token distribution; below 1 sharpens", above=0)
     p_nucleus: float = key(
         1.0, "draw from the smallest set of tokens with this mass; 1: off", above=0, high=1
@@ -65,6 +70,9 @@ class Sampling:
     )
     num_sample_batches: int = key(2, "batches per device", low=1)
     num_sample_log: int = key(2, "samples shown in the log", low=0)
+    record_trajectories: int = key(
+        0, "samples whose steps are written beside the result, for scripts/report.py", low=0
+    )
     order: str = key(
         "random",
         "of unmasking; spread: what a call unmasks lies far apart, for fewer errors at few steps",

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from config.contradictions import CONTRADICTIONS
+from config.contradictions import CONTRADICTIONS, UNIFORM
 from config.devices import check_devices
 from config.keys import Key, all_keys
 from config.oddities import ODDITIES
@@ -19,12 +19,15 @@ def fill_derived(cfg: DictConfig) -> None:
     cfg.sampling.steps = read_steps(cfg.sampling.steps)
     if cfg.sampling.use_p_nucleus is None:
         cfg.sampling.use_p_nucleus = cfg.sampling.p_nucleus < 1
+    if not cfg.sampling.use_float64 and cfg.sampling.draws == "exact":
+        cfg.sampling.draws = "float32"
     if cfg.model.noise_dim is None:
         cfg.model.noise_dim = cfg.model.hidden_size
     if cfg.loader.num_workers == -1:
         cfg.loader.num_workers = None
     if cfg.eval.nelbo == "auto":
-        timeless = not cfg.algo.time_conditioning and cfg.algo.T == 0 and cfg.algo.name != "ar"
+        has_masks = cfg.algo.name not in ("ar", *UNIFORM)
+        timeless = has_masks and not cfg.algo.time_conditioning and cfg.algo.T == 0
         cfg.eval.nelbo = "count" if timeless else "time"
     grid = cfg.frontier
     grid.steps = read_steps(grid.steps, "frontier.steps")

@@ -62,12 +62,13 @@ class Autoregressive(Sampler):
         cond: Tensor | None,
         draws: Draws,
         *,
+        fixed: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
         """As ``Sampler.sample``; ``t`` and ``cond`` say nothing here."""
         self._decoder, self._num_read = self.denoiser.decoder(xt.shape[1]), 0
         try:
-            return super().sample(xt, t, cond, draws, on_step=on_step)
+            return super().sample(xt, t, cond, draws, fixed=fixed, on_step=on_step)
         finally:
             self._decoder = None  # it holds the memory of the whole batch
 

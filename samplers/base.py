@@ -22,7 +22,6 @@ from utils import user_error
 NOISE_REMOVAL = ("ancestral", "greedy", "none")
 _CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
 
-OnStep = Callable[[int, Tensor, Tensor], None]
 TokenLaw = Callable[[Tensor, Tensor], Tensor]  # rows (N,) and positions (N,) -> log-probabilities (N, V)
 
 
@@ -88,26 +87,32 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None, and the
-    ``memory`` of samplers that have one."""
+    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None, the
+    ``memory`` of samplers that have one, and ``fixed`` (B, L) bool or None, see ``Sampler.sample``."""
 
     x: Tensor
     t: Tensor
     cond: Tensor | None
     memory: Memory | None = None
+    fixed: Tensor | None = None
 
     def select(self, rows: Tensor) -> State:
         """The sub-batch ``rows`` (n,) int64."""
         cond = None if self.cond is None else self.cond[rows]
         memory = None if self.memory is None else self.memory.select(rows)
-        return State(self.x[rows], self.t[rows], cond, memory)
+        fixed = None if self.fixed is None else self.fixed[rows]
+        return State(self.x[rows], self.t[rows], cond, memory, fixed)
 
     def merge(self, rows: Tensor, part: State) -> State:
         """This batch with ``rows`` (n,) int64 replaced by those of ``part``."""
         cond = None if self.cond is None or part.cond is None else self.cond.index_copy(0, rows, part.cond)
         known = self.memory is not None and part.memory is not None
         memory = self.memory.merge(rows, part.memory) if known else None
-        return State(self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t), cond, memory)
+        x, t = self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t)
+        return State(x, t, cond, memory, self.fixed)
+
+
+OnStep = Callable[[int, State, State], None]  # number of a step, the states before and after it
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,7 @@ class Sampler(ABC):
         cond: Tensor | None,
         draws: Draws,
         *,
+        fixed: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
         """Run the reverse process from (xt, t) to its end.
@@ -191,7 +197,9 @@ class Sampler(ABC):
             t: start times in (0, 1], one for all or (B,); 1 is pure noise.
             cond: mask noise of ``xt`` (``denoiser.draw_cond`` or stored seeds), None for models without.
             draws: source of all randomness.
-            on_step: called after each step with its number, the times reached (B,) and the ids (B, L).
+            fixed: (B, L) bool, positions that keep their ids, for a process that may change any token; None:
+                none. Masked processes keep what is not masked without it.
+            on_step: called after each step with its number and the states of all rows before and after it.
 
         Raises:
             ValueError: a start time outside (0, 1].
@@ -200,17 +208,17 @@ class Sampler(ABC):
         if not ((times > 0) & (times <= 1)).all():
             shown = f"{times.min():g}..{times.max():g}"
             raise user_error("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
-        state = self.begin(State(xt.clone(), times, cond))
+        state = self.begin(State(xt.clone(), times, cond, fixed=fixed))
         nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
         forward_passes = step = 0
         while (rows := self.pending(step, state).nonzero().squeeze(-1)).numel():
             part, called = self.step(step, state.select(rows), draws.select(rows))
-            state = state.merge(rows, part)
+            after = state.merge(rows, part)
             nfe.index_add_(0, rows, called.long())
             forward_passes += int(called.any())
             if on_step is not None:
-                on_step(step, state.t, state.x)
-            step += 1
+                on_step(step, state, after)
+            state, step = after, step + 1
         return Samples(state.x, nfe, forward_passes, state.cond)
 
     def predict(self, state: State) -> Prediction:

@@ -62,6 +62,10 @@ class KeyedDraws:
 
     def tokens(self, step: int, log_probs: Tensor, batch_index: Tensor, position: Tensor) -> Tensor:
         keys = fold_in(self._at(step, _Purpose.TOKENS)[batch_index], position)
+        return self.categorical(log_probs, keys)
+
+    def categorical(self, log_probs: Tensor, keys: Tensor) -> Tensor:
+        """One id (N,) per row of ``log_probs`` (N, V), decided by its key alone; ``keys`` (N,) int64."""
         return sample_categorical(log_probs, uniform(keys, 1).squeeze(-1))
 
     def hits(self, step: int, number: int = 0) -> Tensor:
@@ -72,7 +76,7 @@ class KeyedDraws:
         return self._at(step, _Purpose.COND)
 
     def select(self, rows: Tensor) -> KeyedDraws:
-        return KeyedDraws(self._keys[rows])
+        return type(self)(self._keys[rows])
 
     def _at(self, step: int, purpose: _Purpose) -> Tensor:
         return fold_in(fold_in(self._keys, int(purpose)), step)

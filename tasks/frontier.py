@@ -38,6 +38,7 @@ _BESIDE = (
     "temperature",
     "num_sample_batches",
     "num_sample_log",
+    "record_trajectories",
     "use_float64",
     "duplicate",
     "num_duplicate_batch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -14,12 +15,15 @@ from utils import get_logger, write_json
 
 log = get_logger("ppl_eval")
 
+_DEVIATIONS = 1.959964  # of a normal law, on both sides of 95 %
+
 
 def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate ``eval.checkpoint_path`` on the whole validation set.
 
     Returns (and writes to ``eval.generated_samples_path``): perplexity, nll and its standard error in nats
-    per token, bpd in bits per token, the number of tokens, and how they were measured.
+    per token, bpd in bits per token, the perplexity's 95 % interval, the number of tokens, and how they were
+    measured.
     """
     path = result_path(cfg)
     module = build_evaluated(cfg)
@@ -40,6 +44,7 @@ def measure_ppl(cfg: DictConfig, module: TrainerBase, trainer: L.Trainer) -> dic
     measured = module.valid_nelbo.compute()
     result = {
         "perplexity": measured["ppl"],
+        "perplexity_interval": _interval(measured["nll"], measured["nll_stderr"]),
         **{name: measured[name] for name in ("nll", "nll_stderr", "bpd", "bpd_stderr", "tokens")},
         "nelbo": "exact" if module.exact_likelihood else cfg.eval.nelbo,
         "ema": module.uses_ema,
@@ -59,3 +64,10 @@ def measure_ppl(cfg: DictConfig, module: TrainerBase, trainer: L.Trainer) -> dic
             result["tokens"],
         )
     return result
+
+
+def _interval(nll: float, stderr: float) -> list[float] | None:
+    """Both ends of the 95 % interval of exp(nll), whose logarithm is normal for many sequences; None where
+    one sequence gives no error."""
+    ends = [nll - _DEVIATIONS * stderr, nll + _DEVIATIONS * stderr]
+    return None if math.isnan(stderr) else [math.exp(min(end, 700.0)) for end in ends]

@@ -62,6 +62,8 @@ class PairMaker:
         """The manifest: all that shapes the pairs, and what a reader has to share with their maker."""
         cfg, module = self.cfg, self.module
         settings = dataclasses.asdict(module.sampler_settings(self.num_steps))
+        if cfg.sampling.draws != "exact":
+            settings["draws"] = cfg.sampling.draws
         if not module.sampler_class.on_grid:
             settings["num_steps"] = None  # it plays no part
         return {

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from dataloader import batch_sizes
-from metrics import sample_entropy
+from metrics import mean_interval, sample_entropy
 from tasks.prompts import Starts, prompted
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import build_evaluated, evaluation_device, result_path
+from tasks.trajectories import Trajectories
 from trainer_base import TrainerBase
 from utils import get_logger, write_json
 
@@ -43,9 +44,10 @@ def sample_eval(
     measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
     module = build_evaluated(cfg).to(device)
     starts, steps = starts_of(module, cfg), module.step_counts()
+    ways = Trajectories(module, cfg, path) if cfg.sampling.record_trajectories else None
     runs: list[dict[str, Any]] = []
     for num_steps in steps:
-        runs.append(sample_run(module, cfg, num_steps, starts))
+        runs.append(sample_run(module, cfg, num_steps, starts, ways))
         if more is not None:
             runs[-1].update(more(module, cfg, num_steps, starts))
         result = runs[0] if len(steps) == 1 else {"runs": runs}
@@ -59,7 +61,11 @@ def sample_eval(
 
 
 def sample_run(
-    module: TrainerBase, cfg: DictConfig, num_steps: int, starts: Starts | None = None
+    module: TrainerBase,
+    cfg: DictConfig,
+    num_steps: int,
+    starts: Starts | None = None,
+    ways: Trajectories | None = None,
 ) -> dict[str, Any]:
     """Samples at one number of steps: texts, entropy, network calls, seconds; not judged yet.
 
@@ -78,6 +84,8 @@ def sample_run(
             disable=None,
         ):
             given = starts.of(numbers[k * batch : (k + 1) * batch]) if starts else {}
+            if ways is not None:
+                given["on_step"] = ways.watch(k * batch)
             parts.append(module.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given))
     seconds = time.perf_counter() - started
     tokens = torch.cat([part.tokens for part in parts]).cpu()
@@ -91,29 +99,38 @@ def sample_run(
         "generative_ppl": None,
         "entropy": float(entropies.mean()),
         "entropy_stderr": float(entropies.std() / len(entropies) ** 0.5) if len(entropies) > 1 else None,
+        "entropy_interval": mean_interval(entropies, cfg.seed),
         "nfe": float(nfe.mean()),
+        "nfe_interval": mean_interval(nfe, cfg.seed),
         "forward_passes": sum(part.forward_passes for part in parts),
         "total_generation_times": seconds,
         "num_samples": len(texts),
         "length": tokens.shape[1],
         "seed": cfg.seed,
         "temperature": cfg.sampling.temperature,
+        "draws": cfg.sampling.draws,
         "noise_removal": cfg.sampling.noise_removal,
         "precision": str(module.backbone.precision),
         "ema": module.uses_ema,
         "checkpoint": cfg.eval.checkpoint_path,
         **(starts.report if starts else {}),
+        **({"trajectories": ways.finish(num_steps, map(len, kept))} if ways else {}),
         "generated_seqs": texts,
     }
+    _tell(run, cfg.sampling.num_sample_log)
+    return run
+
+
+def _tell(run: dict[str, Any], num_texts: int) -> None:
+    """A line about a result, and its first texts."""
     log.info(
         "steps %d (%s): entropy %.3f nats, %.1f network calls per sequence, %.1f s for %d samples",
-        num_steps,
+        run["steps"],
         run["predictor"],
         run["entropy"],
         run["nfe"],
-        seconds,
-        len(texts),
+        run["total_generation_times"],
+        run["num_samples"],
     )
-    for text in texts[: cfg.sampling.num_sample_log]:
+    for text in run["generated_seqs"][:num_texts]:
         log.info("  %s", text)
-    return run

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from dataloader import batch_sizes
-from metrics import total_correlation
+from metrics import mean_interval, total_correlation
 from tasks.prompts import Starts
 from tasks.sample_eval import sample_eval
 from trainer_base import TrainerBase
@@ -36,15 +36,15 @@ def group_measures(
     has room for, at least one. ``starts`` take turns group by group.
 
     Returns:
-        tc in bits, the mean over groups, with its standard error; tc_joint_entropy, the mean of H(x), and its
-        limit log2(tc_group_size); tc_saturated: in some group all samples differ, so that its H(x) is at the
-        limit whatever the truth is. All but the sizes are None with ``sampling.duplicate=1``: one sample has
-        no correlation.
+        tc in bits, the mean over groups, with its standard error and 95 % interval; tc_joint_entropy, the
+        mean of H(x), and its limit log2(tc_group_size); tc_saturated: in some group all samples differ, so
+        that its H(x) is at the limit whatever the truth is. All but the sizes are None with
+        ``sampling.duplicate=1``: one sample has no correlation.
     """
     size = cfg.sampling.duplicate
     batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
     groups = max(1, batch // size) * cfg.sampling.num_duplicate_batch if size > 1 else 0
-    names = ("tc", "tc_stderr", "tc_joint_entropy", "tc_limit", "tc_saturated")
+    names = ("tc", "tc_stderr", "tc_interval", "tc_joint_entropy", "tc_limit", "tc_saturated")
     measured: dict[str, Any] = dict.fromkeys(names)
     measured.update(tc_group_size=size, tc_groups=groups)
     if not groups:
@@ -68,7 +68,7 @@ def group_measures(
     limit = math.log2(size)
     saturated = bool((joint > limit - 1e-9).any())
     stderr = float(tc.std() / groups**0.5) if groups > 1 else None
-    values = (float(tc.mean()), stderr, float(joint.mean()), limit, saturated)
+    values = (float(tc.mean()), stderr, mean_interval(tc, cfg.seed), float(joint.mean()), limit, saturated)
     measured.update(zip(names, values, strict=True))
     log.info(
         "steps %d: total correlation %.3f bits in %d groups of %d%s",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import diffusion.duality
 import diffusion.linear_nll
 import samplers.base
 from algo import ALGORITHMS
@@ -187,6 +188,7 @@ def test_no_tensor_over_batch_length_and_vocabulary(algo: str, monkeypatch: pyte
 
     monkeypatch.setattr(diffusion.linear_nll.LinearHead, "__init__", small_chunks)
     monkeypatch.setattr(samplers.base, "_CHUNK_ELEMENTS", 2**16)
+    monkeypatch.setattr(diffusion.duality, "_CHUNK_ELEMENTS", 2**16)
     everything = BATCH * LENGTH * symbols
     parameters = max(p.numel() for p in module.parameters())
     assert parameters < everything / 8

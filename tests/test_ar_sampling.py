@@ -18,6 +18,7 @@ from diffusion.randomness import row_keys
 from models.attention import attention, plain_attention
 from models.dit import BackboneConfig, DiT
 from models.precision import Precision
+from samplers.base import State
 from tests.test_ar import LENGTH, build
 from tests.test_training import run
 from tests.worlds import total_variation, tv_noise
@@ -202,9 +203,11 @@ def test_sharp_sampling_is_greedy(sharp: str) -> None:
 
 def test_hook_sees_the_text_grow() -> None:
     module, seen = build(), []
-    module.sample(
-        2, 1, on_step=lambda step, t, x: seen.append((step, t.tolist(), (x == module.mask_id).sum()))
-    )
+
+    def watch(step: int, before: State, after: State) -> None:
+        seen.append((step, after.t.tolist(), (after.x == module.mask_id).sum()))
+
+    module.sample(2, 1, on_step=watch)
     assert [step for step, _, _ in seen] == list(range(LENGTH - 1))
     assert [int(masks) for _, _, masks in seen] == [8, 6, 4, 2, 0]
     assert seen[-1][1] == [0.0, 0.0]

@@ -26,6 +26,7 @@ FLOORS = {
     "models": 1,
     "data": 1,
     "metrics": 1,
+    "reporting": 1,
     "config": 1,
     "schedulers": 1,
     "optimizers": 1,

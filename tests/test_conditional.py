@@ -23,6 +23,7 @@ from diffusion.process import Absorbing
 from generation import GeneratingModule
 from metrics import sample_entropy
 from samplers import SAMPLERS, Samples
+from samplers.base import State
 from tasks.prompts import encode_prompt, read_prompts, reference_rows, starts_of_prompts
 from tests import test_ar
 from tests.test_algo import LENGTH, MASKED, build
@@ -92,7 +93,8 @@ def test_given_positions_never_change(algo: str, predictor: str) -> None:
     given[torch.rand(given.shape, generator=generator) < 0.6] = module.mask_id
     fixed, seen = given != module.mask_id, []
 
-    def watch(step: int, t: Tensor, x: Tensor) -> None:
+    def watch(step: int, before: State, after: State) -> None:
+        x = after.x
         seen.append(bool((x[:, fixed.all(0)] == given[:, fixed.all(0)]).all()))
         seen.append(bool((x[fixed] == given[fixed]).all()))
 
@@ -110,13 +112,6 @@ def test_one_start_noise_for_all() -> None:
     one, same, other = (module.sample(6, 2, batch_size=4, start_seed=s) for s in (3, 3, 4))
     assert len(one.cond.unique(dim=0)) == 1 and torch.equal(one.cond, same.cond)
     assert not torch.equal(one.cond, other.cond) and len(one.tokens.unique(dim=0)) > 1
-
-
-def test_uniform_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = build("algo=mdlm")
-    monkeypatch.setattr(type(module), "family", "uniform")
-    with pytest.raises(ValueError, match="^sampling.prompt: a uniform-state model"):
-        module.sample(1, 2, given=module.prior(1))
 
 
 # Prompts ------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_settings_that_cannot_hold(typed: str, key: str) -> None:
     [
         ("training.load_ema=True", "training.load_ema=True has no effect"),
         ("eval.checkpoint_path=a.ckpt", "eval.checkpoint_path has no effect"),
-        ("sampling.use_float64=False", "sampling.use_float64=False is ignored"),
+        ("sampling.use_float64=False", "sampling.draws=float32 loses rare tokens"),
         ("sampling.fix_eps=True", "sampling.fix_eps=True has no effect with algo=mdlm"),
         ("sampling.p_nucleus=0.9 sampling.use_p_nucleus=False", "sampling.p_nucleus has no effect"),
         ("sampling.predictor=first_hitting sampling.steps=1,2", "sampling.steps has no effect"),

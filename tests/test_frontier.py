@@ -14,8 +14,9 @@ import torch
 from test_scoring import SMALL, gpt2, save
 
 from config.cli import compose_config
+from reporting.entropy_curves import at_entropy, by_entropy, make_curves, match, shared_entropy
 from tasks import MODES
-from tasks.frontier_report import at_entropy, by_entropy, make_curves, match, shared_entropy, write_report
+from tasks.frontier_report import write_report
 
 TIMES = {"total_generation_times"}
 

@@ -16,6 +16,7 @@ from metrics import (
     Nelbo,
     TextScores,
     counted_tokens,
+    mean_interval,
     perplexity,
     sample_entropy,
     score_texts,
@@ -155,3 +156,19 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.2)  # 200 sets: about 5 % noise
     assert scores.bootstrap(3) == scores.bootstrap(3) != scores.bootstrap(4)
     assert TextScores(nll[:1], tokens[:1]).bootstrap(0) is None
+
+
+def test_intervals_of_means_cover_as_often_as_they_say() -> None:
+    """Over 200 sets of 50: as above. Their width is that of a normal law, 2 x 1.96 standard errors."""
+    generator = torch.Generator().manual_seed(3)
+    covered, widths = 0, []
+    for seed in range(200):
+        values = 2 + torch.randn(50, generator=generator)
+        low, high = mean_interval(values, seed, replicates=200)
+        assert low < values.mean() < high
+        covered += low < 2 < high
+        widths.append(high - low)
+    assert 0.88 <= covered / 200 <= 0.99
+    assert np.mean(widths) == pytest.approx(2 * 1.96 / 50**0.5, rel=0.08)
+    assert mean_interval(values[:1], 0) is None
+    assert mean_interval(torch.full((4,), 7), 0) == [7, 7]

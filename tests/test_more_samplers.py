@@ -228,7 +228,7 @@ def test_calls_are_shared_evenly(name: str) -> None:
             1.0,
             None,
             draws,
-            on_step=lambda step, t, x, path=left: path.append((x == 2).sum(-1)),
+            on_step=lambda step, _, now, path=left: path.append((now.x == 2).sum(-1)),
         )
         counts = torch.stack([torch.full((50,), 6), *left])
         assert (-counts.diff(dim=0)).T.tolist() == [sizes] * 50
@@ -298,7 +298,9 @@ def test_a_correction_moves_only_tokens_whose_law_moved() -> None:
         for name, path in paths.items():
             sampler = get_sampler(name)(world.denoiser(), SCHEDULE, 2, SamplerSettings(2))
             draws = KeyedDraws(row_keys(0, 2, 0, torch.arange(500)))
-            sampler.sample(masked(world, 500), 1.0, None, draws, on_step=lambda s, t, x, p=path: p.append(x))
+            sampler.sample(
+                masked(world, 500), 1.0, None, draws, on_step=lambda s, _, now, p=path: p.append(now.x)
+            )
         plain, corrected = paths.values()
         assert torch.equal(plain[0], corrected[0])
         wrote = plain[0] != 2

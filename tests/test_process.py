@@ -75,11 +75,6 @@ def test_corrupt_count_without_maskable_positions() -> None:
     assert (xt == 0).all()
 
 
-def test_prior_is_all_masks() -> None:
-    xt = PROCESS.prior((2, 3))
-    assert xt.shape == (2, 3) and xt.dtype == torch.int64 and (xt == MASK).all()
-
-
 def test_reverse_probabilities_sum_to_one_and_follow_the_formulas() -> None:
     alpha_t = torch.linspace(0.001, 0.9, 30, dtype=torch.float64)
     alpha_s = alpha_t + (1.0 - alpha_t) * torch.linspace(0.0, 0.99, 30, dtype=torch.float64)

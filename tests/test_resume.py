@@ -29,6 +29,15 @@ from tests.resume_runs import STEPS, Runner, assert_same, content, metrics
 SERVER = Path(__file__).with_name("resume_runs.py")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads; the runs that are killed have one, and so has this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     process = subprocess.Popen(

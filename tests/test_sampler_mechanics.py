@@ -89,7 +89,7 @@ def test_cache_equals_ancestral_token_by_token(settings: dict) -> None:
     rows = torch.arange(400)
     paths: dict[str, list[Tensor]] = {"ancestral": [], "ancestral_cache": []}
     plain, cached = (
-        run(name, rows, xt, t, on_step=lambda step, t, x, path=path: path.append(x), **settings)
+        run(name, rows, xt, t, on_step=lambda step, _, now, path=path: path.append(now.x), **settings)
         for name, path in paths.items()
     )
     assert torch.equal(torch.stack(paths["ancestral"]), torch.stack(paths["ancestral_cache"]))
@@ -107,7 +107,7 @@ def test_tokens_never_change_once_written(name: str, num_steps: int) -> None:
         torch.arange(200),
         xt,
         t,
-        on_step=lambda step, t, x: path.append((step, t, x)),
+        on_step=lambda step, _, now: path.append((step, now.t, now.x)),
         num_steps=num_steps,
     )
     assert torch.equal(xt, before)  # the caller's ids are not written on
@@ -231,7 +231,7 @@ def test_greedy_takes_the_likeliest_tokens_in_the_last_step_only() -> None:
             xt,
             num_steps=3,
             noise_removal=removal,
-            on_step=lambda s, t, x, p=path: p.append(x),
+            on_step=lambda step, _, now, p=path: p.append(now.x),
         )
     assert torch.equal(paths["greedy"][1], paths["ancestral"][1])
     assert not torch.equal(paths["greedy"][2], paths["ancestral"][2])
@@ -270,6 +270,8 @@ def test_head_runs_only_where_something_unmasks(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Prediction, "at", lambda self, rows: asked.append(len(rows)) or at(self, rows))
     monkeypatch.setattr("samplers.base._CHUNK_ELEMENTS", 40)  # ten positions of four symbols
     for name in NAMES:
+        if name == "ancestral_joint":  # its masks ask in every step
+            continue
         asked.clear()
         whole = run(name, torch.arange(20), torch.full((20, 3), M))
         assert sum(asked) == 60 and max(asked) <= 10

@@ -413,7 +413,6 @@ def test_training_goes_on_without_the_hub_and_not_with_a_wrong_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tasks.scoring, "hub_reachable", lambda: False)
-    monkeypatch.setattr(logging.getLogger("imdm"), "propagate", True)
     caplog.set_level(logging.WARNING)
     result = run(tmp_path, *judged_by("gpt2-of-nobody"), "sampling.steps=2")
     assert sum("val/gen_ppl is not measured" in line for line in caplog.messages) == 1

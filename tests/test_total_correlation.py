@@ -97,8 +97,12 @@ def test_the_mode(tmp_path: Path) -> None:
         # 8 symbols at 8 positions: 16 samples all differ, and every H(x_j) is at most 3 bits.
         assert one["tc_saturated"] is True and one["tc_joint_entropy"] == pytest.approx(4)
         assert 0 < one["tc"] < 8 * 3 - 4
+        for name in ("tc", "entropy", "nfe"):
+            low, high = one[f"{name}_interval"]
+            assert low <= one[name] <= high
     large = run("sampling.duplicate=40", "sampling.steps=1")
     assert (large["tc_groups"], large["tc_group_size"], large["tc_stderr"]) == (1, 40, None)
+    assert large["tc_interval"] is None
     without = run("sampling.steps=1")
     assert without["tc"] is None and without["tc_saturated"] is None and without["tc_groups"] == 0
     certain = run(

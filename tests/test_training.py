@@ -78,6 +78,9 @@ def test_reaches_the_entropy_of_the_data(trained: tuple[Path, str, dict]) -> Non
     assert measured["tokens"] == 1024 * LENGTH
     assert entropy - 4 * measured["nll_stderr"] < measured["nll"] < 1.1 * entropy
     assert measured["perplexity"] == pytest.approx(math.exp(measured["nll"]))
+    low, high = measured["perplexity_interval"]
+    assert low * high == pytest.approx(measured["perplexity"] ** 2)
+    assert math.log(high / low) == pytest.approx(2 * 1.96 * measured["nll_stderr"], rel=1e-3)
     assert json.loads((folder / "ppl.json").read_text()) == measured
 
 
