@@ -115,18 +115,21 @@ class TextScores:
         """exp(sum of nll / number of tokens); None when nothing counts."""
         return perplexity(float(self.nll.sum()), float(self.tokens.sum()))
 
-    def bootstrap(self, seed: int, *, replicates: int = 1000) -> tuple[float, float, float] | None:
+    def bootstrap(
+        self, seed: int, *, replicates: int = 1000, group: int = 1
+    ) -> tuple[float, float, float] | None:
         """Standard error, and both ends of the 95 % interval, of the perplexity.
 
-        Texts are the independent units: they are drawn anew, with replacement, ``replicates`` times (the
-        percentile bootstrap; Efron and Tibshirani, 1993, chapter 13). None where there are fewer than two.
+        Texts, or ``group`` neighbours that are alike (continuations of a prefix), are the independent units:
+        they are drawn anew, with replacement, ``replicates`` times (the percentile bootstrap; Efron and
+        Tibshirani, 1993, chapter 13). None where there are fewer than two.
         """
         number = len(self.nll)
-        if number < 2 or self.tokens.sum() == 0:
+        if number < 2 * group or self.tokens.sum() == 0:
             return None
         found = [
             perplexity(float(self.nll[drawn].sum()), float(self.tokens[drawn].sum()))
-            for drawn in _resamples(number, seed, replicates)
+            for drawn in _resamples(number, seed, replicates, group)
         ]
         values = torch.tensor([value for value in found if value is not None], dtype=torch.float64)
         return float(values.std()), *_percentiles(values)
@@ -137,21 +140,23 @@ def perplexity(nll: float, tokens: float) -> float | None:
     return math.exp(min(nll / tokens, _LARGEST_EXPONENT)) if tokens else None
 
 
-def mean_interval(values: Tensor, seed: int, *, replicates: int = 1000) -> list[float] | None:
-    """Both ends of the 95 % interval of a mean of independent ``values`` (N,), by the same bootstrap as
-    ``TextScores.bootstrap``; None where there are fewer than two."""
-    if len(values) < 2:
+def mean_interval(values: Tensor, seed: int, *, replicates: int = 1000, group: int = 1) -> list[float] | None:
+    """Both ends of the 95 % interval of a mean of ``values`` (N,), by the same bootstrap and with the same
+    units as ``TextScores.bootstrap``; None where there are fewer than two."""
+    if len(values) < 2 * group:
         return None
     values = values.double().cpu()
-    means = torch.stack([values[drawn].mean() for drawn in _resamples(len(values), seed, replicates)])
+    means = torch.stack([values[drawn].mean() for drawn in _resamples(len(values), seed, replicates, group)])
     return list(_percentiles(means))
 
 
-def _resamples(number: int, seed: int, replicates: int) -> Iterator[Tensor]:
-    """Indices (number,) drawn with replacement, ``replicates`` times."""
+def _resamples(number: int, seed: int, replicates: int, group: int) -> Iterator[Tensor]:
+    """Indices (number,): whole groups of neighbours drawn with replacement, ``replicates`` times."""
+    assert number % group == 0, "groups are complete"
     generator = torch.Generator().manual_seed(seed)
     for _ in range(replicates):
-        yield torch.randint(number, (number,), generator=generator)
+        drawn = torch.randint(number // group, (number // group, 1), generator=generator)
+        yield (drawn * group + torch.arange(group)).flatten()
 
 
 def _percentiles(values: Tensor) -> tuple[float, float]:

@@ -93,15 +93,17 @@ def sample_run(
     kept = starts.kept(tokens, numbers) if starts else tokens
     texts = module.tokenizer.batch_decode(kept)
     entropies = torch.cat([sample_entropy(row[None]) for row in kept])
+    group = starts.repeat if starts else 1  # continuations of one prefix are alike
+    per_group = entropies.view(-1, group).mean(1)
     run = {
         "steps": num_steps,
         "predictor": module.sampler_class.name,
         "generative_ppl": None,
         "entropy": float(entropies.mean()),
-        "entropy_stderr": float(entropies.std() / len(entropies) ** 0.5) if len(entropies) > 1 else None,
-        "entropy_interval": mean_interval(entropies, cfg.seed),
+        "entropy_stderr": float(per_group.std() / len(per_group) ** 0.5) if len(per_group) > 1 else None,
+        "entropy_interval": mean_interval(entropies, cfg.seed, group=group),
         "nfe": float(nfe.mean()),
-        "nfe_interval": mean_interval(nfe, cfg.seed),
+        "nfe_interval": mean_interval(nfe, cfg.seed, group=group),
         "forward_passes": sum(part.forward_passes for part in parts),
         "total_generation_times": seconds,
         "num_samples": len(texts),

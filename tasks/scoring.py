@@ -21,6 +21,7 @@ from utils import get_logger, user_error
 
 KEY = "eval.gen_ppl_eval_model_name_or_path"
 MEND = "give a folder, an AR checkpoint of this program, or eval.compute_generative_perplexity=False"
+GROUP_KEY = "num_cont_per_prefix"  # texts of a result that are neighbours and alike
 log = get_logger("scoring")
 
 
@@ -91,12 +92,14 @@ class GenerativePerplexity:
         perplexity, how sure it is, and the protocol. The texts come last again."""
         length, texts = run["length"], run.pop("generated_seqs")
         try:
-            run.update(self._report(self.scores(texts, device, length), length))
+            group = run.get(GROUP_KEY, 1)
+            group = group if len(texts) % group == 0 else 1
+            run.update(self._report(self.scores(texts, device, length), length, group))
         finally:
             run["generated_seqs"] = texts
 
-    def _report(self, scores: TextScores, length: int) -> dict[str, Any]:
-        stderr, low, high = scores.bootstrap(self.cfg.seed) or (None, None, None)
+    def _report(self, scores: TextScores, length: int, group: int) -> dict[str, Any]:
+        stderr, low, high = scores.bootstrap(self.cfg.seed, group=group) or (None, None, None)
         return {
             "generative_ppl": scores.perplexity,
             "generative_ppl_stderr": stderr,

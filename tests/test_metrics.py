@@ -172,3 +172,16 @@ def test_intervals_of_means_cover_as_often_as_they_say() -> None:
     assert np.mean(widths) == pytest.approx(2 * 1.96 / 50**0.5, rel=0.08)
     assert mean_interval(values[:1], 0) is None
     assert mean_interval(torch.full((4,), 7), 0) == [7, 7]
+
+
+def test_intervals_of_continuations_are_those_of_their_prefixes() -> None:
+    """Five copies of a value tell nothing new: the interval is that of the 40 different values."""
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    copies = values.repeat_interleave(5)
+    assert mean_interval(copies, 3, group=5) == pytest.approx(mean_interval(values, 3))
+    low, high = mean_interval(copies, 3)
+    assert high - low < 0.6 * (mean_interval(values, 3)[1] - mean_interval(values, 3)[0])
+    ones, nll = torch.ones(40, dtype=torch.float64), values.exp()
+    alone, grouped = TextScores(nll, ones), TextScores(nll.repeat_interleave(5), ones.repeat_interleave(5))
+    assert grouped.bootstrap(3, group=5) == pytest.approx(alone.bootstrap(3))
+    assert TextScores(nll[:5], ones[:5]).bootstrap(3, group=5) is None
