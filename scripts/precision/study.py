@@ -111,6 +111,7 @@ def figure(rows: Sequence[Row], probs: Tensor, path: Path) -> None:
     plt.close(fig)
 
 
+@torch.no_grad()
 def main(words: Sequence[str] | None = None) -> None:
     """Run the study; the law alone without ``--checkpoint``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,7 +126,6 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if bool(args.checkpoint) != bool(args.judge):
         parser.error("--checkpoint and --judge go together")
-    torch.set_grad_enabled(False)
     probs, counts = zipf_in_stairs(args.vocab)
     law = enumerate_law(probs, counts, [int(count) for count in args.law_steps.split(",")])
     parts = [
