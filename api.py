@@ -138,10 +138,11 @@ class Model:
 
     def _row(self, text: str) -> list[int]:
         ids = encode(self.tokenizer, text, "text", text)
+        length = self._config.model.length
         if self.tokenizer.bos_token_id is not None:
             bos, eos = boundary_ids(self.tokenizer, self._config.data.eos)
-            ids = [bos, *ids, eos]
-        length = self._config.model.length
+            if len(ids) != length or ids[0] != bos:  # else it is a whole row, as samples are
+                ids = [bos, *ids, eos]
         if not 1 <= len(ids) <= length:
             raise user_error(
                 "text", text, f"has {len(ids)} tokens", f"give 1 to {length}, bos and eos counted"
