@@ -92,16 +92,12 @@ def sample_run(
     nfe = torch.cat([part.nfe for part in parts]).double()
     kept = starts.kept(tokens, numbers) if starts else tokens
     texts = module.tokenizer.batch_decode(kept)
-    entropies = torch.cat([sample_entropy(row[None]) for row in kept])
     group = starts.repeat if starts else 1  # continuations of one prefix are alike
-    per_group = entropies.view(-1, group).mean(1)
     run = {
         "steps": num_steps,
         "predictor": module.sampler_class.name,
         "generative_ppl": None,
-        "entropy": float(entropies.mean()),
-        "entropy_stderr": float(per_group.std() / len(per_group) ** 0.5) if len(per_group) > 1 else None,
-        "entropy_interval": mean_interval(entropies, cfg.seed, group=group),
+        **_entropy(torch.cat([sample_entropy(row[None]) for row in kept]), group, cfg.seed),
         "nfe": float(nfe.mean()),
         "nfe_interval": mean_interval(nfe, cfg.seed, group=group),
         "forward_passes": sum(part.forward_passes for part in parts),
@@ -121,6 +117,17 @@ def sample_run(
     }
     _tell(run, cfg.sampling.num_sample_log)
     return run
+
+
+def _entropy(values: torch.Tensor, group: int, seed: int) -> dict[str, Any]:
+    """The mean of the samples' entropies (N,) and how sure it is; ``group`` neighbours are alike."""
+    independent = values.view(-1, group).mean(1)
+    stderr = float(independent.std() / len(independent) ** 0.5) if len(independent) > 1 else None
+    return {
+        "entropy": float(values.mean()),
+        "entropy_stderr": stderr,
+        "entropy_interval": mean_interval(values, seed, group=group),
+    }
 
 
 def _tell(run: dict[str, Any], num_texts: int) -> None:
