@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
+from config.algo_checks import UNIFORM
 from data import tokenizers
 from data.batching import GlobalBatchSampler, ShardedSequentialSampler
 from data.dataset import TokenDataset
 from data.generated import Role
+from data.places import SourceChoice, Wanted
 from data.prepare import Recipe, prepare
 from data.reflow import REFLOW, ReflowDataset, read_manifest
+from data.streaming import StreamBatches, StreamRecipe, TokenStream
 from utils import get_logger, user_error
 
 if TYPE_CHECKING:
@@ -42,11 +46,16 @@ def data_settings(cfg: DictConfig) -> DictConfig:
     if manifest is None:
         ReflowDataset(folder)  # raises when there are no pairs at all
         return OmegaConf.merge(data, {"cache_dir": f"./cache/{data.name}"})
+    made_of, found = manifest["data"], {}
     if "valid" in left_open:
         left_open += ["name", "valid_revision", "wrap", "insert_valid_eos", "eos"]
+        typed = {key: value for key, value in data.valid_source.items() if value is not None}
+        found["valid_source"] = SourceChoice.of(made_of, "validation").typed() | typed
+        found["source"] = made_of.get("source", {})
+        found["source_root"] = data.source_root or made_of.get("source_root")
     if "tokenizer_name_or_path" in left_open:
         left_open.append("vocab_size")
-    return OmegaConf.merge(data, {key: manifest["data"][key] for key in left_open})
+    return OmegaConf.merge(data, {key: made_of[key] for key in left_open} | found)
 
 
 def _known(cfg: DictConfig, data: DictConfig, key: str) -> str:
@@ -63,8 +72,9 @@ def get_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
 
 def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What reflow pairs depend on and share with their reader: tokenizer, length, schedule, mask noise."""
-    mask_id, vocab_size = tokenizers.mask_id_of(tokenizer)
+    """What reflow pairs depend on and share with their reader: tokenizer, length, process, mask noise."""
+    is_uniform = cfg.algo.name in UNIFORM
+    mask_id, vocab_size = (None, len(tokenizer)) if is_uniform else tokenizers.mask_id_of(tokenizer)
     algo, mask_noise = cfg.algo, None
     if "noise_type" in algo and not algo.as_mdlm:
         mask_noise = {
@@ -81,6 +91,7 @@ def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[s
             "mask_id": mask_id,
         },
         "length": cfg.model.length,
+        "process": "uniform" if is_uniform else "absorbing",
         "schedule": {"name": cfg.noise.name, "eps": cfg.noise.eps},
         "mask_noise": mask_noise,
     }
@@ -90,7 +101,7 @@ def _reflow_pairs(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Reflow
     pairs = ReflowDataset(Path(cfg.reflow.save_path).expanduser())
     settings = pair_settings(cfg, tokenizer)
     use_seeds = settings["mask_noise"] is not None and not cfg.algo.get("ignore_seed", True)
-    pairs.check(settings, use_seeds=use_seeds)
+    pairs.check(settings, use_seeds=use_seeds, from_noise=cfg.algo.get("onestep_mode", False))
     return pairs
 
 
@@ -103,10 +114,13 @@ def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role)
     train = role == "train"
     if train and data.train == REFLOW:
         return _reflow_pairs(cfg, tokenizer)
-    if not train and data.valid == data.train and Path(data.valid).expanduser().is_file():
-        log.warning("data.valid=%s is the training text as well: no measure for other text", data.valid)
+    source = data.train if train else _known(cfg, data, "valid")
+    choice = SourceChoice.of(data, role)
+    file = Path(choice.path or source).expanduser()
+    if not train and data.valid == data.train and file.is_file() and file == _train_path(data):
+        log.warning("data.valid=%s is the training text as well: no measure for other text", file)
     recipe = Recipe(
-        source=data.train if train else _known(cfg, data, "valid"),
+        source=source,
         role=role,
         length=cfg.model.length,
         wrap=data.wrap,
@@ -115,8 +129,42 @@ def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role)
         rules=data.name,
         revision=data.train_revision if train else data.valid_revision,
         cache_dir=Path(data.cache_dir).expanduser(),
+        choice=choice,
+        root=_root(data),
+        streamed=data.streaming,
     )
     return prepare(recipe, tokenizer)
+
+
+def _train_path(data: DictConfig) -> Path:
+    return Path(SourceChoice.of(data, "train").path or data.train).expanduser()
+
+
+def _root(data: DictConfig) -> Path | None:
+    return None if data.source_root is None else Path(data.source_root).expanduser()
+
+
+def _stream(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> TokenStream:
+    """The training text as a stream of rows, looked at and found to be readable."""
+    data = cfg.data
+    choice = SourceChoice.of(data, "train")
+    if data.train_revision is not None:
+        choice = replace(choice, revision=data.train_revision)
+    where = Path(data.cache_dir).expanduser(), _root(data)
+    stream = TokenStream(
+        StreamRecipe(
+            wanted=Wanted(data.train, "train", data.name, *where, choice, streamed=True),
+            length=cfg.model.length,
+            insert_eos=data.insert_train_eos,
+            eos=data.eos,
+            global_batch_size=cfg.loader.global_batch_size,
+            shuffle_buffer=data.shuffle_buffer,
+            seed=cfg.seed,
+        ),
+        tokenizer,
+    )
+    stream.check()
+    return stream
 
 
 def batch_sizes(cfg: DictConfig, world_size: int, *, evaluation: bool = False) -> tuple[int, int]:
@@ -168,6 +216,9 @@ def get_train_dataloader(
     data give ``num_tokens`` as well, 0-d: tokens of the global batch / number of its micro-batches.
     """
     per_device, _ = batch_sizes(cfg, world_size)
+    if cfg.data.streaming:
+        where = {"rank": rank, "world_size": world_size, "start_step": start_step, "cycle": _cycle(cfg, 0)}
+        return _loader(cfg, StreamBatches(_stream(cfg, tokenizer), per_device, **where))
     dataset = get_dataset(cfg, tokenizer, "train")
     size = cfg.loader.global_batch_size
     if cfg.loader.drop_last and len(dataset) < size:
@@ -216,8 +267,11 @@ def get_valid_dataloader(
 
 
 def _loader(
-    cfg: DictConfig, dataset: TokenDataset, sampler: GlobalBatchSampler | ShardedSequentialSampler
+    cfg: DictConfig,
+    dataset: TokenDataset | StreamBatches,
+    sampler: GlobalBatchSampler | ShardedSequentialSampler | None = None,
 ) -> DataLoader[dict[str, torch.Tensor]]:
+    streams = isinstance(dataset, StreamBatches)
     workers = _num_workers(cfg.loader.num_workers, dataset)
     if workers:
         # Said before the fork: the tokenizers library otherwise prints a warning in each worker.
@@ -225,15 +279,19 @@ def _loader(
     pin = torch.cuda.is_available() if cfg.loader.pin_memory is None else cfg.loader.pin_memory
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        **({"batch_size": None} if streams else {"batch_sampler": sampler}),
         num_workers=workers,
         collate_fn=_as_it_is,
         persistent_workers=workers > 0,
         pin_memory=pin and torch.cuda.is_available(),
+        # The threads in which texts are tokenised do not survive a fork.
+        multiprocessing_context="spawn" if streams and workers else None,
     )
 
 
-def _num_workers(asked: int | None, dataset: TokenDataset) -> int:
+def _num_workers(asked: int | None, dataset: TokenDataset | StreamBatches) -> int:
+    if isinstance(dataset, StreamBatches):  # at most one, which tokenises in threads
+        return min(1, asked) if asked is not None and asked >= 0 else int(torch.cuda.is_available())
     if asked is not None and asked >= 0:
         return asked
     if dataset.nbytes <= _IN_MEMORY:

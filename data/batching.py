@@ -16,11 +16,18 @@ class MicroBatch(Pairs):
     Attributes:
         num_tokens: tokens that count in the optimizer step's global batch, divided by its number of
             micro-batches (accumulation x devices); None when all tokens of all rows count.
+        seed, step: what random treatment of a row is keyed by, beside its number.
     """
 
-    def __init__(self, pairs: Iterable[tuple[int, int]] = (), num_tokens: float | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Iterable[tuple[int, int]] = (),
+        num_tokens: float | None = None,
+        seed: int = 0,
+        step: int = 0,
+    ) -> None:
         super().__init__(pairs)
-        self.num_tokens = num_tokens
+        self.num_tokens, self.seed, self.step = num_tokens, seed, step
 
 
 def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
@@ -91,14 +98,16 @@ class GlobalBatchSampler(Sampler[Pairs]):
     def __iter__(self) -> Iterator[MicroBatch]:
         step, stride = self.start_step, self.batch_size * self._world
         while True:
-            indices = self.global_batch(step % self._cycle if self._cycle else step)
+            drawn = step % self._cycle if self._cycle else step
+            indices = self.global_batch(drawn)
             num_tokens = None
             if self._lengths is not None:
                 passes = self._global // self.batch_size
                 num_tokens = int(self._lengths[indices].sum(dtype=np.int64)) / passes
             for start in range(self._rank * self.batch_size, self._global, stride):
                 end = start + self.batch_size
-                yield MicroBatch(zip(range(start, end), indices[start:end].tolist(), strict=True), num_tokens)
+                pairs = zip(range(start, end), indices[start:end].tolist(), strict=True)
+                yield MicroBatch(pairs, num_tokens, self._seed, drawn)
             step += 1
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,51 @@ def open_or_build(
     Returns:
         the folder and the report. A folder that is truncated, altered or not ours is made anew.
     """
-    parts = json.loads(json.dumps({"layout": LAYOUT, **parts}))  # compared later with what JSON gives back
+    return open_or_build_first(root, label, [(parts, build)], skip=())
+
+
+def open_or_build_first(
+    root: Path,
+    label: str,
+    choices: Sequence[tuple[dict[str, Any], Callable[[Path], dict[str, Any]]]],
+    skip: tuple[type[Exception], ...],
+) -> tuple[Path, dict[str, Any]]:
+    """The same of the first choice that is there already, else of the first that can be built.
+
+    Processes that start together agree on the choice: one looks and builds at a time.
+
+    Args:
+        choices: (parts, build) of each.
+        skip: what ``build`` raises when the next choice shall be tried; of the last one it is raised.
+    """
+    described = [_described(root, label, parts) for parts, _ in choices]
+    if found := _first_there(described):
+        return found
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / f".{described[0][0].name}.lock"):
+        if found := _first_there(described):  # another process may have made it meanwhile
+            return found
+        for number, ((folder, parts), (_, build)) in enumerate(zip(described, choices, strict=True), 1):
+            try:
+                return folder, _build(folder, parts, build)["report"]
+            except skip:
+                if number == len(choices):
+                    raise
+    raise AssertionError("no choices")
+
+
+def _described(root: Path, label: str, parts: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder that ``parts`` name, and these as JSON gives them back."""
+    parts = json.loads(json.dumps({"layout": LAYOUT, **parts}))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / f"{label}-{digest}"
-    meta = _read_valid(folder, parts)
-    if meta is None:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f".{folder.name}.lock"):
-            meta = _read_valid(folder, parts)  # another process may have made it meanwhile
-            if meta is None:
-                meta = _build(folder, parts, build)
-    return folder, meta["report"]
+    return root / f"{label}-{digest}", parts
+
+
+def _first_there(described: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, Any]] | None:
+    for folder, parts in described:
+        if meta := _read_valid(folder, parts):
+            return folder, meta["report"]
+    return None
 
 
 def _build(folder: Path, parts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -13,33 +13,48 @@ TOKENS_FILE = "tokens.npy"
 LENGTHS_FILE = "lengths.npy"
 
 
+_CROP = 0x63726F70  # keeps these draws apart from the order of the rows
+
+
+def window(seed: int, step: int, rows: np.ndarray, choices: int) -> np.ndarray:
+    """(B,) int64, uniform over 0 .. choices - 1: a function of seed, optimizer step and row (B,) alone."""
+    key = np.array([seed % 2**64, _CROP << 32], dtype=np.uint64)
+    philox = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
+    words = philox.random_raw(int(rows.max()) + 1)[rows] >> np.uint64(32)
+    return (words * np.uint64(choices) >> np.uint64(32)).astype(np.int64)
+
+
 class TokenDataset:
     """(N, L) token ids, in memory or memory-mapped, with the true length of each row where rows are padded.
 
     Args:
         tokens: (N, L) of any integer type.
         lengths: (N,) number of positions from the left that count; None when all of them do.
+        crop: L, where a row of ``tokens`` (2 L - 2 long) is bos, twice the text of L positions, and eos, out
+            of which a batch takes a window at random. A function of (seed, step, row), see ``window``.
     """
 
-    def __init__(self, tokens: np.ndarray, lengths: np.ndarray | None = None) -> None:
-        self._tokens, self._lengths = tokens, lengths
+    def __init__(
+        self, tokens: np.ndarray, lengths: np.ndarray | None = None, crop: int | None = None
+    ) -> None:
+        assert crop is None or (lengths is None and tokens.shape[1] == 2 * crop - 2)
+        self._tokens, self._lengths, self._crop = tokens, lengths, crop
         self._folder: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> TokenDataset:
+    def open(cls, folder: Path, crop: int | None = None) -> TokenDataset:
         """Map the arrays of a cache folder; nothing is read yet."""
         lengths = folder / LENGTHS_FILE
-        dataset = cls(
-            np.load(folder / TOKENS_FILE, mmap_mode="r"), np.load(lengths) if lengths.exists() else None
-        )
+        tokens = np.load(folder / TOKENS_FILE, mmap_mode="r")
+        dataset = cls(tokens, np.load(lengths) if lengths.exists() else None, crop)
         dataset._folder = folder
         return dataset
 
     def __reduce__(self) -> tuple:
         # A worker process maps the files itself; pickling a memory map would copy all of it.
         if self._folder is not None:
-            return TokenDataset.open, (self._folder,)
-        return TokenDataset, (self._tokens, self._lengths)
+            return TokenDataset.open, (self._folder, self._crop)
+        return TokenDataset, (self._tokens, self._lengths, self._crop)
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -47,7 +62,7 @@ class TokenDataset:
     @property
     def length(self) -> int:
         """L, the number of positions of a row."""
-        return self._tokens.shape[1]
+        return self._crop or self._tokens.shape[1]
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -59,10 +74,20 @@ class TokenDataset:
         """Size of the token array in bytes."""
         return self._tokens.nbytes
 
-    def fetch(self, indices: np.ndarray | Sequence[int]) -> dict[str, Tensor]:
-        """``input_ids`` (B, L) int64 and ``attention_mask`` (B, L) bool of the rows ``indices`` (B,)."""
+    def fetch(
+        self, indices: np.ndarray | Sequence[int], starts: np.ndarray | None = None
+    ) -> dict[str, Tensor]:
+        """``input_ids`` (B, L) int64 and ``attention_mask`` (B, L) bool of the rows ``indices`` (B,).
+
+        ``starts`` (B,), 0 .. L - 2: where the windows of a cropped set begin; None: at the front.
+        """
         indices = np.asarray(indices, dtype=np.int64)
-        input_ids = torch.from_numpy(np.asarray(self._tokens[indices]).astype(np.int64))
+        found = np.asarray(self._tokens[indices])
+        if self._crop is not None:
+            begin = np.zeros(len(indices), dtype=np.int64) if starts is None else starts
+            inner = np.take_along_axis(found, 1 + begin[:, None] + np.arange(self._crop - 2), axis=1)
+            found = np.concatenate([found[:, :1], inner, found[:, -1:]], axis=1)
+        input_ids = torch.from_numpy(found.astype(np.int64))
         if self._lengths is None:
             return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids, dtype=torch.bool)}
         counted = np.arange(self.length) < self._lengths[indices][:, None]
@@ -74,7 +99,9 @@ class TokenDataset:
         From a ``MicroBatch`` that knows it also ``num_tokens``, 0-d float32.
         """
         rows, indices = np.asarray(pairs, dtype=np.int64).T
-        batch = {**self.fetch(indices), "row": torch.from_numpy(rows.copy())}
+        seed, step = getattr(pairs, "seed", 0), getattr(pairs, "step", 0)
+        starts = None if self._crop is None else window(seed, step, rows, self._crop - 1)
+        batch = {**self.fetch(indices, starts), "row": torch.from_numpy(rows.copy())}
         num_tokens = getattr(pairs, "num_tokens", None)
         return batch if num_tokens is None else {**batch, "num_tokens": torch.tensor(num_tokens)}
 

@@ -1,12 +1,62 @@
-"""One question about the Hugging Face hub: is it worth asking?"""
+"""The Hugging Face hub: is it worth asking, and what does it answer?"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
+
+
+class Unavailable(ValueError):
+    """A text that is not to be had where it should be; another place may have it. The message is one line."""
+
+
+def ask(library_call: Callable[..., Any], path: str, **options: Any) -> Any:
+    """``library_call(path, **options)`` of ``datasets``.
+
+    Raises:
+        Unavailable: whatever goes wrong there, in a few words ("no network", or the library's own).
+    """
+    offline = False
+    try:
+        with offline_if_unreachable() as offline:
+            return library_call(path, **options)
+    except Exception as error:  # half a dozen libraries below, each with its own types
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise Unavailable("no network" if offline else reason) from error
+
+
+def parquet_files(
+    path: str, config: str | None, data_dir: str | None, revision: str | None, split: str, cache_dir: str
+) -> list[str]:
+    """URLs of the parquet files of a split, as they are at this moment (a commit is named in them).
+
+    Raises:
+        Unavailable: no such data set, no such split, or files of another kind.
+    """
+    import datasets
+
+    builder = ask(
+        datasets.load_dataset_builder,
+        path,
+        name=config,
+        data_dir=data_dir,
+        revision=revision,
+        cache_dir=cache_dir,
+    )
+    by_split = builder.config.data_files or {}
+    if split not in by_split:
+        raise Unavailable(f"no split {split} there, but {', '.join(map(str, by_split)) or 'none at all'}")
+    files = [str(file) for file in by_split[split]]
+    if other := next((file for file in files if not file.endswith(".parquet")), None):
+        raise Unavailable(f"{other.rsplit('/', 1)[-1]} is no parquet, which may be at refs/convert/parquet")
+    return files
 
 
 def hub_reachable() -> bool:

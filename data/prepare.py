@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.cache import open_or_build
+from data.cache import open_or_build_first
 from data.dataset import LENGTHS_FILE, TOKENS_FILE, TokenDataset
+from data.encoding import Encoder, ahead, fingerprint
 from data.generated import Role
+from data.hub import Unavailable
 from data.packing import BlockPacker, Documents, pad_documents, smallest_int, with_eos
-from data.sources import ROLE_KEYS, SOURCES, Corpus, GeneratedRows, open_corpus
+from data.places import SourceChoice, Wanted
+from data.sources import Corpus, nowhere, open_corpora
+from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, GeneratedRows, RunningText
 from data.tokenizers import boundary_ids, mask_id_of
 from utils import get_logger, user_error
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 log = get_logger("data")
@@ -32,15 +32,16 @@ class Recipe:
     """What shapes a prepared set, besides the tokenizer.
 
     Attributes:
-        source: a row of ``data.sources.SOURCES``, a local path, or a hub name.
+        source: a row of ``data.table.SOURCES``, a local path, or a hub name.
         role: train or validation.
         length: L, positions of a row.
         wrap: pack blocks; otherwise one document a row, padded.
         insert_eos: eos behind each document (packed blocks only; a running text has no documents).
         eos: ``official`` or ``sep``, see ``data.tokenizers.boundary_ids``.
-        rules: the configuration's data.name, see ``data.sources.open_corpus``.
-        revision: of a hub data set.
+        rules: the configuration's data.name, see ``data.places.Wanted``.
+        revision: of a hub data set; goes before that of ``choice``.
         cache_dir: downloads and prepared arrays.
+        choice, root, streamed: see ``data.places.Wanted``.
     """
 
     source: str
@@ -52,6 +53,15 @@ class Recipe:
     rules: str
     revision: str | None
     cache_dir: Path
+    choice: SourceChoice = field(default_factory=SourceChoice)
+    root: Path | None = None
+    streamed: bool = False
+
+    def wanted(self) -> Wanted:
+        """The text of the recipe."""
+        choice = self.choice if self.revision is None else replace(self.choice, revision=self.revision)
+        where = (self.cache_dir, self.root, choice, self.streamed)
+        return Wanted(self.source, self.role, self.rules, *where)
 
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
@@ -64,70 +74,70 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
         raise user_error(
             "model.length", recipe.length, "no room for a token between bos and eos", "use 3 or more"
         )
-    row = SOURCES.get(recipe.source)
+    row, crop = SOURCES.get(recipe.source), None
     if isinstance(row, GeneratedRows):
-        borders = (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
-        if row.bordered and (tokenizer.bos_token_id, tokenizer.eos_token_id) != borders:
-            raise user_error(
-                ROLE_KEYS[recipe.role],
-                recipe.source,
-                "its last two symbols are bos and eos, unlike this tokenizer's",
-                f"use data.tokenizer_name_or_path={recipe.source}",
-            )
-        return TokenDataset(row.rows(recipe.role, recipe.length, tokenizer.vocab_size))
-    corpus = open_corpus(
-        recipe.source, recipe.role, rules=recipe.rules, cache_dir=recipe.cache_dir, revision=recipe.revision
-    )
-    if corpus.running and not recipe.wrap:
+        return _generated(recipe, row, tokenizer)
+    if isinstance(row, RunningText) and row.crop and recipe.role == "train":
+        crop, recipe = recipe.length, replace(recipe, length=2 * recipe.length - 2)
+    corpora = open_corpora(recipe.wanted())
+    if corpora[0].running and not recipe.wrap:
         raise user_error(
             "data.wrap", recipe.wrap, f"{recipe.source} is one running text", "use data.wrap=True"
         )
-    parts = {
-        "corpus": corpus.identity,
+    label = f"{Path(recipe.source).stem or 'data'}-{recipe.role}-{recipe.length}"
+    folder = _first_built(recipe, label, corpora, tokenizer)
+    return TokenDataset.open(folder, crop)
+
+
+def _first_built(
+    recipe: Recipe, label: str, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """The folder of the first corpus that is prepared already, or else can be read; a log line names it."""
+    tried: list[tuple[Corpus, Unavailable]] = []
+
+    def attempt(corpus: Corpus) -> Callable[[Path], dict[str, Any]]:
+        def build(target: Path) -> dict[str, Any]:
+            try:
+                return {"where": corpus.where, **_build(target, recipe, corpus, tokenizer)}
+            except Unavailable as error:
+                tried.append((corpus, error))
+                if corpus is not corpora[-1]:
+                    log.warning("%s: %s cannot be read (%s)", recipe.source, corpus.where, error)
+                raise
+
+        return build
+
+    settings = {
         "tokenizer": fingerprint(tokenizer),
         "length": recipe.length,
         "wrap": recipe.wrap,
         "insert_eos": recipe.wrap and recipe.insert_eos,
         "eos": recipe.eos,
     }
-    label = f"{Path(recipe.source).stem or 'data'}-{recipe.role}-{recipe.length}"
-    folder, _ = open_or_build(
-        recipe.cache_dir, label, parts, lambda target: _build(target, recipe, corpus, tokenizer)
-    )
-    return TokenDataset.open(folder)
+    choices = [({"corpus": corpus.identity, **settings}, attempt(corpus)) for corpus in corpora]
+    try:
+        folder, report = open_or_build_first(recipe.cache_dir, label, choices, skip=(Unavailable,))
+    except Unavailable as error:
+        raise nowhere(recipe.wanted(), tried) from error
+    if report["where"] != corpora[0].where:
+        where = report["where"], corpora[0].where
+        log.warning("%s (%s): the text is from %s instead of %s", recipe.source, recipe.role, *where)
+    return folder
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of all that decides about ids: vocabulary, merges, normalisation, special tokens."""
-    backend = _plain_backend(tokenizer)
-    content = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, mask_id_of(tokenizer)]
-    return hashlib.sha256(json.dumps([content, special]).encode()).hexdigest()
-
-
-def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """A function from texts to ids, without special tokens, truncation or offsets.
-
-    The name of a special token inside a text is text: a page that mentions [MASK] or [PAD] shall not put
-    a mask into clean data.
-    """
-    backend = _plain_backend(tokenizer)
-    if backend is None:
-        return lambda texts: tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-    backend.encode_special_tokens = True
-    return lambda texts: [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """A copy of the fast tokenizer inside, if there is one, free of what earlier calls set in it."""
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        return None
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
+def _generated(recipe: Recipe, row: GeneratedRows, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
+    for name, value in recipe.choice.typed().items():
+        problem = f"{recipe.source} is made here, not read"
+        raise user_error(f"{SOURCE_KEYS[recipe.role]}.{name}", value, problem, "leave it out")
+    borders = (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
+    if row.bordered and (tokenizer.bos_token_id, tokenizer.eos_token_id) != borders:
+        raise user_error(
+            ROLE_KEYS[recipe.role],
+            recipe.source,
+            "its last two symbols are bos and eos, unlike this tokenizer's",
+            f"use data.tokenizer_name_or_path={recipe.source}",
+        )
+    return TokenDataset(row.rows(recipe.role, recipe.length, tokenizer.vocab_size))
 
 
 def _build(
@@ -138,11 +148,11 @@ def _build(
     bos, eos = boundary_ids(tokenizer, recipe.eos)
     dtype = smallest_int(vocab_size)
     counts = {"texts": 0, "tokens": 0, "dropped": 0}
-    texts = corpus.texts()
+    texts = ahead(corpus.texts())
     if not recipe.wrap:
         # Between packed documents a line break is a separator; at the end of a row it would be noise.
         texts = ([text.rstrip("\r\n") for text in batch] for batch in texts)
-    documents = _encoded(texts, tokenizer, mask_id, vocab_size, counts)
+    documents = _encoded(texts, Encoder(tokenizer), counts)
     if recipe.wrap:
         separator = eos if recipe.insert_eos and not corpus.running else None
         rows = _packed(documents, BlockPacker(recipe.length, bos, eos, dtype), separator, counts)
@@ -159,9 +169,10 @@ def _build(
     if not recipe.wrap:
         np.save(target / LENGTHS_FILE, np.concatenate(lengths))
     log.info(
-        "%s (%s): %s rows of %d from %s texts; %s of %s tokens %s",
+        "%s (%s) from %s: %s rows of %d from %s texts; %s of %s tokens %s",
         recipe.source,
         recipe.role,
+        corpus.where,
         f"{count:,}",
         recipe.length,
         f"{counts['texts']:,}",
@@ -172,25 +183,9 @@ def _build(
     return {"rows": count, **counts}
 
 
-def _encoded(
-    texts: Iterator[list[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    mask_id: int,
-    vocab_size: int,
-    counts: dict[str, int],
-) -> Iterator[Documents]:
-    encode = text_encoder(tokenizer)
+def _encoded(texts: Iterator[list[str]], encode: Encoder, counts: dict[str, int]) -> Iterator[Documents]:
     for batch in texts:
-        documents = Documents.of(encode(batch))
-        wrong = documents.tokens[(documents.tokens >= vocab_size) | (documents.tokens == mask_id)]
-        if len(wrong):
-            raise user_error(
-                "data.tokenizer_name_or_path",
-                tokenizer.name_or_path,
-                f"it turns text into id {wrong[0]}, but the model has {vocab_size} ids, and "
-                f"{mask_id} is its mask",
-                "use one whose tokens lie below its vocab_size",
-            )
+        documents = encode(batch)
         counts["texts"] += len(documents.sizes)
         counts["tokens"] += len(documents.tokens)
         yield documents

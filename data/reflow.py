@@ -35,19 +35,20 @@ log = get_logger("data")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the folder's manifest says, or None when it has none.
+    """What the folder's manifest says, or None when it has none. Without ``process`` it is "absorbing".
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise user_error(
             KEY, str(folder), f"its {MANIFEST} cannot be read ({error})", "use another folder"
         ) from error
+    return {**manifest, "process": manifest.get("process", "absorbing")}
 
 
 class ReflowDataset(TokenDataset):
@@ -84,28 +85,34 @@ class ReflowDataset(TokenDataset):
     def nbytes(self) -> int:
         return self._tokens.nbytes + self._xt.nbytes
 
-    def fetch(self, indices: np.ndarray | Sequence[int]) -> dict[str, Tensor]:
+    def fetch(
+        self, indices: np.ndarray | Sequence[int], starts: np.ndarray | None = None
+    ) -> dict[str, Tensor]:
         """The pairs ``indices`` (B,): ``input_ids`` (x0) and ``xt`` (B, L) int64, ``attention_mask`` (B, L)
         all True, ``t`` (B,) float64, ``seed`` (B,) int64."""
         indices = np.asarray(indices, dtype=np.int64)
         return {
-            **super().fetch(indices),
+            **super().fetch(indices, starts),
             "xt": torch.from_numpy(np.asarray(self._xt[indices]).astype(np.int64)),
             "t": torch.from_numpy(self.times[indices].astype(np.float64)),
             "seed": torch.from_numpy(self.seeds[indices].astype(np.int64)),
         }
 
-    def check(self, reader: Mapping[str, Any], *, use_seeds: bool) -> None:
+    def check(self, reader: Mapping[str, Any], *, use_seeds: bool, from_noise: bool = False) -> None:
         """Refuse pairs that a training run cannot use; ids are looked at where no manifest vouches for them.
 
         Args:
-            reader: what the run is (``dataloader.pair_settings``): tokenizer, length, schedule, mask_noise.
+            reader: what the run is (``dataloader.pair_settings``): process, tokenizer, length, ...
             use_seeds: it replays the mask noise of the stored seeds.
+            from_noise: it takes pairs from t = 1 alone.
 
         Raises:
             ValueError: one line with the setting that does not fit.
         """
         where = f"the pairs in {self.folder}"
+        if self.manifest is not None and self.manifest["process"] != reader["process"]:
+            maker = self.manifest["algorithm"]["name"]
+            raise _other_process(self.folder, f"pairs of algo={maker}", self.manifest["process"])
         if self.length != reader["length"]:
             problem = f"{where} are {self.length} tokens long"
             raise user_error("model.length", reader["length"], problem, f"use model.length={self.length}")
@@ -113,6 +120,7 @@ class ReflowDataset(TokenDataset):
             log.warning(
                 "%s have no %s: who made them is unknown; shapes and ids are checked", where, MANIFEST
             )
+            self._check_process(reader["tokenizer"]["mask_id"])
             self._check_values(reader["tokenizer"]["vocab_size"], reader["tokenizer"]["mask_id"])
         else:
             _check_maker(self.manifest, reader, use_seeds, where)
@@ -120,6 +128,11 @@ class ReflowDataset(TokenDataset):
             raise user_error(
                 "algo.ignore_seed", False, f"{where} carry no seeds", "use algo.ignore_seed=True"
             )
+        earliest = float(np.asarray(self.times).min(initial=1.0))
+        if from_noise and earliest < 1:
+            problem = f"{where} start at times down to {earliest:.2g}, a single step starts at 1"
+            mend = "use pairs made with reflow.perturbed_rect=False, or algo.onestep_mode=False"
+            raise user_error("algo.onestep_mode", True, problem, mend)
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / name
@@ -136,7 +149,7 @@ class ReflowDataset(TokenDataset):
             raise user_error(KEY, str(self.folder), f"{name} holds {array.dtype}", f"use {wanted} numbers")
         return array
 
-    def _check_values(self, vocab_size: int, mask_id: int) -> None:
+    def _check_values(self, vocab_size: int, mask_id: int | None) -> None:
         times = np.asarray(self.times)
         if not ((times > 0) & (times <= 1)).all():
             raise user_error(KEY, str(self.folder), "ts.npy has times outside (0, 1]", "make the pairs again")
@@ -146,19 +159,43 @@ class ReflowDataset(TokenDataset):
                 if ids.min() < 0 or ids.max() >= vocab_size:
                     problem = f"{name}.npy has ids {ids.min()}..{ids.max()}, this tokenizer has {vocab_size}"
                     raise user_error(KEY, str(self.folder), problem, "use the tokenizer of the pairs")
-            if (self._tokens[part] == mask_id).any():
+            if mask_id is not None and (self._tokens[part] == mask_id).any():
                 problem = f"x0.npy holds the mask (id {mask_id})"
                 raise user_error(KEY, str(self.folder), problem, "generate without noise_removal=none")
+
+    def _check_process(self, mask_id: int | None) -> None:
+        """Tell masks from random ids, where no manifest does, by the ids in xT that x0 has others for."""
+        replaced, written = set(), set()
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            xt, x0 = np.asarray(self._xt[part]), np.asarray(self._tokens[part])
+            replaced.update(np.unique(xt[xt != x0]).tolist())
+            written.update(np.unique(x0).tolist())
+        if mask_id is not None and len(replaced) > 1:
+            raise _other_process(self.folder, "pairs whose text changes where no mask is", "uniform")
+        if mask_id is None and len(replaced) == 1 and not replaced & written:
+            masks = f"pairs in which id {replaced.pop()} stands for all noise, like a mask,"
+            raise _other_process(self.folder, masks, "absorbing")
+
+
+def _other_process(folder: Path, what: str, process: str) -> ValueError:
+    """The error about pairs of ``process`` for a model of the other one."""
+    kinds = {"absorbing": "a masked model", "uniform": "a uniform-state model"}
+    mine, other = kinds[process], kinds["uniform" if process == "absorbing" else "absorbing"]
+    mend = f"use pairs that {other} made, or algo={'im-redi' if process == 'absorbing' else 'rectification'}"
+    return user_error(KEY, str(folder), f"{what} are for {mine}, and this is {other}", mend)
 
 
 def _check_maker(manifest: dict[str, Any], reader: Mapping[str, Any], use_seeds: bool, where: str) -> None:
     """Compare what made the pairs with who reads them."""
     made, mine = manifest["tokenizer"], reader["tokenizer"]
     if any(made[key] != mine[key] for key in ("vocabulary", "vocab_size", "mask_id")):
-        problem = (
-            f"{where} were made with {made['name']} ({made['vocab_size']} ids, mask {made['mask_id']}), "
-            f"this one has {mine['vocab_size']} ids, mask {mine['mask_id']}, or other words"
+        theirs, ours = (
+            f"{tokenizer['vocab_size']} ids"
+            + ("" if tokenizer["mask_id"] is None else f", mask {tokenizer['mask_id']}")
+            for tokenizer in (made, mine)
         )
+        problem = f"{where} were made with {made['name']} ({theirs}), this one has {ours}, or other words"
         raise user_error("data.tokenizer_name_or_path", mine["name"], problem, f"use {made['name']}")
     made, mine = manifest["schedule"], reader["schedule"]
     for key in ("name", "eps"):

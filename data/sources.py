@@ -1,85 +1,24 @@
-"""Where text and tokens come from: one table, a row a data set.
+"""From a name to its text, wherever that is: a hub, a server, local files, or made here.
 
 Nothing is downloaded, opened or generated until it is asked for.
 """
 
 from __future__ import annotations
 
-import platform
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data import detokenizers
-from data.generated import Role, align_rows, pydoc_text, synthetic_rows, text_pieces
-from data.hub import offline_if_unreachable
-from data.local_files import find_files, missing_column, read_files
-from data.text8 import text8_text
+from data.downloads import PublishedFile, fetch, read_published, verify
+from data.formats import BATCH, as_texts, missing_column
+from data.generated import text_pieces
+from data.hub import Unavailable, ask
+from data.places import Place, Wanted, local_copy, local_shards, locate, remote_shards, rule_identity
+from data.shards import read_shards
+from data.table import SOURCE_KEYS, SOURCES, HubSource, RunningText
 from utils import user_error
-
-_HUB_BATCH = 1000
-ROLE_KEYS: Mapping[Role, str] = {"train": "data.train", "validation": "data.valid"}
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A data set of documents on the hub that needs no loading script.
-
-    ``splits`` are split expressions of ``datasets.load_dataset``; ``detokenizer`` names a table of
-    ``data/detokenizers.py``.
-    """
-
-    path: str
-    config: str | None = None
-    data_dir: str | None = None
-    revision: str | None = None
-    splits: Mapping[Role, str] = field(default_factory=lambda: {"train": "train", "validation": "validation"})
-    column: str = "text"
-    detokenizer: str | None = None
-
-
-@dataclass(frozen=True)
-class RunningText:
-    """One long text without documents: ``text(role, cache folder)``; ``version`` names its content."""
-
-    text: Callable[[Role, Path], str]
-    version: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class GeneratedRows:
-    """Rows of token ids made on the spot: ``rows(role, length, vocab_size)`` -> (N, length).
-
-    ``bordered``: the last two symbols of the vocabulary are bos and eos.
-    """
-
-    rows: Callable[[Role, int, int], np.ndarray]
-    bordered: bool
-
-
-SOURCES: dict[str, HubSource | RunningText | GeneratedRows] = {
-    "pydoc": RunningText(lambda role, folder: pydoc_text(role), version=platform.python_version),
-    "text8": RunningText(text8_text, version=lambda: "1"),
-    "synthetic": GeneratedRows(synthetic_rows, bordered=True),
-    "synthetic-align": GeneratedRows(align_rows, bordered=False),
-    "wikitext2": HubSource("Salesforce/wikitext", "wikitext-2-raw-v1", detokenizer="wikitext"),
-    "wikitext103": HubSource("Salesforce/wikitext", "wikitext-103-raw-v1", detokenizer="wikitext"),
-    "openwebtext": HubSource("Skylion007/openwebtext", splits={"train": "train"}),
-    "openwebtext-train": HubSource("Skylion007/openwebtext", splits={"train": "train[:-100000]"}),
-    "openwebtext-valid": HubSource("Skylion007/openwebtext", splits={"validation": "train[-100000:]"}),
-    "lm1b": HubSource(
-        "billion-word-benchmark/lm1b",
-        data_dir="plain_text",
-        revision="refs/convert/parquet",
-        splits={"train": "train", "validation": "test"},
-        detokenizer="lm1b",
-    ),
-    "ag_news": HubSource("fancyzhx/ag_news", splits={"train": "train", "validation": "test"}),
-}
 
 
 @dataclass(frozen=True)
@@ -87,124 +26,151 @@ class Corpus:
     """Text that is ready to be read.
 
     Attributes:
-        texts: a fresh iterator over batches of documents (or of pieces of one running text).
+        where: the place, in words.
+        texts: a fresh iterator over batches of documents (or of pieces of one running text); raises
+            ``Unavailable`` where the place does not give it.
         identity: all that names the content, for the key of the cache; plain JSON values.
         running: the pieces belong together, so nothing comes between them.
     """
 
+    where: str
     texts: Callable[[], Iterator[list[str]]]
     identity: dict[str, Any]
     running: bool = False
 
 
-def open_corpus(name: str, role: Role, *, rules: str, cache_dir: Path, revision: str | None) -> Corpus:
-    """The text behind ``data.train`` or ``data.valid``.
-
-    Args:
-        name: a row of ``SOURCES`` with text, a local file or folder, or a hub name ``owner/set``.
-        rules: the configuration's ``data.name``; a local path or a hub name takes column, splits and
-            detokenizer from the row of that name (``lm1b-wrap``: from ``lm1b``), if there is one.
-        cache_dir: downloads go there, and ``cache_dir/local/<name>`` is used in the place of a download.
-        revision: of the hub's data set; None is the row's own.
+def open_corpora(wanted: Wanted) -> list[Corpus]:
+    """The places of the text behind ``data.train`` or ``data.valid``: the first that gives it counts.
 
     Raises:
-        ValueError: nothing of this name, nothing for this role, nothing readable, or no network.
+        ValueError: nothing of this name, nothing for this role, nothing readable in a local place.
     """
-    row = SOURCES.get(name)
+    row = SOURCES.get(wanted.name)
     if isinstance(row, RunningText):
-        identity = {"source": name, "role": role, "version": row.version()}
-        return Corpus(lambda: text_pieces(row.text(role, cache_dir)), identity, running=True)
-    if isinstance(row, HubSource):
-        local = cache_dir / "local" / name
-        if local.exists():
-            return _local_corpus(local, role, row)
-        return _hub_corpus(name, role, row, cache_dir, revision)
-    path = Path(name).expanduser()
-    if path.exists():
-        return _local_corpus(path, role, _rules_of(rules))
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        row = replace(_rules_of(rules), path=name, config=None, data_dir=None, revision=None)
-        return _hub_corpus(name, role, row, cache_dir, revision)
-    raise user_error(
-        ROLE_KEYS[role],
-        name,
-        "neither a known data set nor a local path",
-        f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}",
-    )
-
-
-def _rules_of(name: str) -> HubSource:
-    fitting = [
-        key
-        for key, row in SOURCES.items()
-        if isinstance(row, HubSource) and (name == key or name.startswith(f"{key}-"))
+        return [_running_corpus(wanted, row)]
+    place = locate(wanted)
+    if place.local is not None:
+        return [_local_corpus(wanted, place)]
+    row = place.row
+    others = [other for other in row.instead if isinstance(other, HubSource)]
+    files = [found for found in [row.published(wanted.role)] if found is not None]
+    return [
+        *(_hub_corpus(wanted, replace(one, detokenizer=row.detokenizer)) for one in (row, *others)),
+        *(_published_corpus(wanted, row, file) for file in files),
     ]
-    return SOURCES[max(fitting, key=len)] if fitting else HubSource("")
 
 
-def _detokenized(texts: Iterator[list[str]], name: str | None) -> Iterator[list[str]]:
+def nowhere(wanted: Wanted, tried: Sequence[tuple[Corpus, Unavailable]]) -> ValueError:
+    """The one line about a text that no place gives: what was tried, and where to put it."""
+    problem = ", nor ".join(f"{corpus.where} ({reason})" for corpus, reason in tried)
+    file = "train" if wanted.role == "train" else "valid"
+    mend = f"put its text as {file}.parquet, .jsonl, .txt or .arrow"
+    row, is_stream = SOURCES.get(wanted.name), wanted.streamed and wanted.role == "train"
+    if isinstance(row, HubSource) and (published := row.published(wanted.role)) and not is_stream:
+        mend += f", or {published.name},"
+    if isinstance(row, RunningText):
+        mend = "put text8.zip or the file text8"
+    if row is None:
+        mend += f" into any folder and give that as {wanted.key}"
+    else:
+        folder = (wanted.root or wanted.cache_dir / "local") / wanted.name.removesuffix("-crop")
+        mend += f" into {folder}, or name its place: {SOURCE_KEYS[wanted.role]}.path=..."
+    return user_error(wanted.key, wanted.name, f"cannot be read from {problem}", mend)
+
+
+def detokenized(texts: Iterator[list[str]], name: str | None) -> Iterator[list[str]]:
+    """Batches of documents under the rules of a detokenizer (None: as they are)."""
     if name is None:
         return texts
     detokenize = detokenizers.DETOKENIZERS[name]
     return ([detokenize(text) for text in batch] for batch in texts)
 
 
-def _rule_identity(row: HubSource) -> dict[str, Any]:
-    return {"column": row.column, "detokenizer": row.detokenizer and [row.detokenizer, detokenizers.VERSION]}
+def refuse_missing_split(wanted: Wanted, row: HubSource) -> None:
+    """Raise where the hub's data set has nothing for the role."""
+    if wanted.role in row.splits:
+        return
+    fitting = [
+        key
+        for key, other in SOURCES.items()
+        if wanted.role in getattr(other, "splits", ("train", "validation"))
+    ]
+    mend = f"use one of {', '.join(sorted(fitting))}, or name a split: {SOURCE_KEYS[wanted.role]}.split=..."
+    raise user_error(wanted.key, wanted.name, f"it has no split for {wanted.role}", mend)
 
 
-def _local_corpus(path: Path, role: Role, row: HubSource) -> Corpus:
-    key = ROLE_KEYS[role]
-    files = find_files(path, role, key)
-    stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    identity = {"files": stats, **_rule_identity(row)}
-    return Corpus(lambda: _detokenized(read_files(files, row.column, key), row.detokenizer), identity)
+def _running_corpus(wanted: Wanted, row: RunningText) -> Corpus:
+    typed = wanted.choice.typed()
+    for name, value in typed.items():
+        if name != "path" or not row.local:
+            problem, mend = f"{wanted.key}={wanted.name} has no such thing", "leave it out"
+            raise user_error(f"{SOURCE_KEYS[wanted.role]}.{name}", value, problem, mend)
+    if not row.local:
+        local = None
+    elif typed:
+        local = Path(typed["path"]).expanduser()
+        if not local.exists():
+            key = f"{SOURCE_KEYS[wanted.role]}.path"
+            raise user_error(key, str(local), "no such file or folder", "correct it")
+    else:
+        local, _ = local_copy(wanted, row)
+    identity = {"source": wanted.name.removesuffix("-crop"), "role": wanted.role, "version": row.version()}
+    if local is not None:
+        identity["local"] = str(local.resolve())
+    texts = lambda: text_pieces(row.text(wanted.role, local, wanted.cache_dir))  # noqa: E731
+    return Corpus(row.where if local is None else str(local), texts, identity, running=True)
 
 
-def _hub_corpus(name: str, role: Role, row: HubSource, cache_dir: Path, revision: str | None) -> Corpus:
-    if role not in row.splits:
-        fitting = [
-            key for key, other in SOURCES.items() if not isinstance(other, HubSource) or role in other.splits
-        ]
-        raise user_error(
-            ROLE_KEYS[role], name, f"it has no split for {role}", f"use one of {', '.join(sorted(fitting))}"
-        )
-    row = replace(row, revision=revision or row.revision)
-    identity = {
-        "hub": [row.path, row.config, row.data_dir, row.revision, row.splits[role]],
-        **_rule_identity(row),
-    }
+def _local_corpus(wanted: Wanted, place: Place) -> Corpus:
+    row, path = place.row, place.local
+    published = SOURCES[wanted.name].published(wanted.role) if wanted.name in SOURCES else None
+    if published is not None:
+        file = path / published.name if path.is_dir() else path
+        if file.name == published.name and file.exists():
+            return _published_corpus(wanted, row, published, file)
+    shards, row, identity = local_shards(wanted, place)
+    texts = lambda: detokenized(read_shards(shards, row.column, wanted.key), row.detokenizer)  # noqa: E731
+    return Corpus(str(path), texts, identity)
+
+
+def _published_corpus(
+    wanted: Wanted, row: HubSource, published: PublishedFile, local: Path | None = None
+) -> Corpus:
+    identity = {"url": published.url, "checksum": published.checksum, "members": published.members}
 
     def texts() -> Iterator[list[str]]:
-        documents = _load_from_hub(name, role, row, cache_dir)
+        if local is None:
+            path = fetch(published.url, wanted.cache_dir / "downloads", published.checksum)
+        else:
+            path = local
+            try:
+                verify(path, published.checksum)
+            except Unavailable as error:
+                mend = "delete it, or give it another name if it is meant to differ"
+                raise user_error(wanted.key, wanted.name, str(error), mend) from error
+        column = "text" if path.suffix == ".jsonl" else row.column
+        return detokenized(read_published(path, published, column, wanted.key), row.detokenizer)
+
+    return Corpus(published.url, texts, {**identity, **rule_identity(row)})
+
+
+def _hub_corpus(wanted: Wanted, row: HubSource) -> Corpus:
+    refuse_missing_split(wanted, row)
+    hub = [row.path, row.config, row.data_dir, row.revision, row.splits[wanted.role]]
+    folder = wanted.cache_dir / "hub"
+
+    def texts() -> Iterator[list[str]]:
+        if wanted.streamed:
+            shards, _ = remote_shards(wanted, row)
+            return detokenized(read_shards(shards, row.column, wanted.key), row.detokenizer)
+        import datasets
+
+        options = {"data_dir": row.data_dir, "revision": row.revision, "split": hub[-1]}
+        documents = ask(datasets.load_dataset, row.path, name=row.config, cache_dir=str(folder), **options)
         if row.column not in documents.column_names:
-            raise missing_column(ROLE_KEYS[role], name, row.column, documents.column_names)
-        batches = (batch[row.column] for batch in documents.select_columns(row.column).iter(_HUB_BATCH))
-        return _detokenized(batches, row.detokenizer)
+            raise missing_column(wanted.key, wanted.name, row.column, documents.column_names)
+        batches = (batch[row.column] for batch in documents.select_columns(row.column).iter(BATCH))
+        checked = (as_texts(batch, row.path, row.column, wanted.key) for batch in batches)
+        return detokenized(checked, row.detokenizer)
 
-    return Corpus(texts, identity)
-
-
-def _load_from_hub(name: str, role: Role, row: HubSource, cache_dir: Path) -> Any:
-    """``datasets.load_dataset`` with everything that goes wrong there in one line."""
-    import datasets
-
-    offline = False
-    try:
-        with offline_if_unreachable() as offline:
-            return datasets.load_dataset(
-                row.path,
-                row.config,
-                data_dir=row.data_dir,
-                revision=row.revision,
-                split=row.splits[role],
-                cache_dir=str(cache_dir / "hub"),
-            )
-    except Exception as error:  # half a dozen libraries below, each with its own types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        problem = f"{row.path} cannot be read from the hub ({'no network' if offline else reason})"
-        place = cache_dir / "local" / name if name in SOURCES else "any folder"
-        mend = f"put its {role} text as {role}.parquet, .jsonl, .txt or .arrow into {place}" + (
-            "" if name in SOURCES else f" and give that folder as {ROLE_KEYS[role]}"
-        )
-        raise user_error(ROLE_KEYS[role], name, problem, mend) from error
+    return Corpus(row.path, texts, {"hub": hub, **rule_identity(row)})

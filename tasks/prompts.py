@@ -67,7 +67,13 @@ class Starts:
 # Prompts ------------------------------------------------------------------------------------------
 
 
-def prompted(module: TrainerBase, cfg: DictConfig) -> Starts | None:
+def num_samples(cfg: DictConfig, world_size: int) -> int:
+    """How many samples ``sampling.num_sample_batches`` batches per device are, over all of them."""
+    batch = batch_sizes(cfg, world_size, evaluation=True)[0]
+    return cfg.sampling.num_sample_batches * batch * world_size
+
+
+def prompted(module: TrainerBase, cfg: DictConfig, world_size: int = 1) -> Starts | None:
     """The starts that ``sampling.prompt`` or ``sampling.prompt_file`` asks for; None without a prompt."""
     name = _KEYS[cfg.sampling.prompt is None]
     if cfg.sampling.prompt is not None:
@@ -76,9 +82,9 @@ def prompted(module: TrainerBase, cfg: DictConfig) -> Starts | None:
         prompts = read_prompts(cfg.sampling.prompt_file)
     else:
         return None
-    num_samples = cfg.sampling.num_sample_batches * batch_sizes(cfg, world_size=1, evaluation=True)[0]
-    if len(prompts) > num_samples:
-        problem = f"its {len(prompts)} prompts are more than the {num_samples} samples"
+    number = num_samples(cfg, world_size)
+    if len(prompts) > number:
+        problem = f"its {len(prompts)} prompts are more than the {number} samples"
         raise user_error(name, cfg.sampling.prompt_file, problem, "raise sampling.num_sample_batches")
     return starts_of_prompts(module, prompts, key=name)
 

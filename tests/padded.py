@@ -17,6 +17,7 @@ SETTINGS = {
     "data.tokenizer_name_or_path": "text8",
     "model": "synthetic",
     "model.length": LENGTH,
+    "algo": "mdlm",
     "model.hidden_size": 32,
     "model.cond_dim": 8,
     "model.n_blocks": 1,

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 import torch
 from test_tokenizers import save_bert_like, save_gpt2_like
 
-from data import sources, text8
+from data import places, text8
 from data.cache import open_or_build
 from data.dataset import TokenDataset
-from data.detokenizers import DETOKENIZERS
+from data.encoding import Encoder, ahead, fingerprint, text_encoder
 from data.generated import align_rows, pydoc_text, synthetic_rows, text_pieces
 from data.packing import BlockPacker, Documents, pad_documents, smallest_int, with_eos
-from data.prepare import Recipe, fingerprint, prepare, text_encoder
+from data.prepare import Recipe, prepare
+from data.table import SOURCES
 from data.tokenizers import get_tokenizer
 
 
@@ -236,11 +238,11 @@ def test_text8_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     (folder / "text8").write_bytes(b" anarchism" * 10)
     with pytest.raises(ValueError, match="has 100 characters"):
-        text8.text8_text("train", tmp_path)
+        text8.text8_text("train", folder, tmp_path)
     monkeypatch.setattr(text8, "SIZE", 100)
     monkeypatch.setattr(text8, "_PARTS", {"train": (0, 90), "validation": (95, 100)})
-    assert text8.text8_text("train", tmp_path) == " anarchism" * 9
-    assert text8.text8_text("validation", tmp_path) == "chism"
+    assert text8.text8_text("train", folder, tmp_path) == " anarchism" * 9
+    assert text8.text8_text("validation", folder / "text8", tmp_path) == "chism"
 
 
 # Text from files ----------------------------------------------------------------------------------
@@ -307,6 +309,32 @@ def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
     assert 6 not in text_encoder(tokenizer)(["a[PAD]<|endoftext|>"])[0]
     assert text_encoder(tokenizer)([" ab", ""]) == [[4, 1], []]
     assert 6 in tokenizer("a[PAD]")["input_ids"], "the caller's tokenizer stays as it is"
+
+
+def test_long_batches_are_tokenised_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, texts = Encoder(get_tokenizer("text8")), ["ab", "", "cdefghijkl", "m", "n", "", "opq"]
+    whole = encode(texts)
+    monkeypatch.setattr("data.encoding._CHARACTERS", 4)
+    parts = encode(texts)
+    assert whole.sizes.tolist() == parts.sizes.tolist() == [len(text) for text in texts]
+    np.testing.assert_array_equal(whole.tokens, parts.tokens)
+    assert len(encode([]).sizes) == 0
+
+
+def test_the_next_batch_is_made_ahead() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise RuntimeError("at the end")
+
+    items = ahead(numbers())
+    assert next(items) == 0 and next(items) == 1
+    with pytest.raises(RuntimeError, match="at the end"):
+        list(items)
+    assert made == [0, 1, 2, 3]
 
 
 def test_everything_that_shapes_the_rows_is_in_the_key(tmp_path: Path) -> None:
@@ -390,7 +418,7 @@ def test_without_a_network_one_line_says_where_to_put_the_data(
     monkeypatch.setattr("data.hub.hub_reachable", lambda: False)
     tokenizer, wanted = get_tokenizer("text8"), recipe("wikitext2", tmp_path, length=5, insert_eos=False)
     place = tmp_path / "cache" / "local" / "wikitext2"
-    with pytest.raises(ValueError, match="data.train=wikitext2: Salesforce/wikitext.*no network") as caught:
+    with pytest.raises(ValueError, match="=wikitext2: .* Salesforce/wikitext .no network") as caught:
         prepare(wanted, tokenizer)
     assert str(place) in str(caught.value) and "\n" not in str(caught.value)
     place.mkdir(parents=True)
@@ -403,8 +431,8 @@ def test_hub_rows_are_read_detokenised_and_checked(tmp_path: Path, monkeypatch: 
 
     asked: list[tuple] = []
 
-    def load(path: str, config: str | None, **options: Any) -> datasets.Dataset:
-        asked.append((path, config, options["data_dir"], options["revision"], options["split"]))
+    def load(path: str, **options: Any) -> datasets.Dataset:
+        asked.append((path, *(options[name] for name in ("name", "data_dir", "revision", "split"))))
         return datasets.Dataset.from_dict({"label": [1, 2], column: ["a , b", "c"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -424,24 +452,9 @@ def test_hub_rows_are_read_detokenised_and_checked(tmp_path: Path, monkeypatch: 
 
 
 def test_rules_follow_the_longest_name() -> None:
-    assert sources._rules_of("lm1b-wrap") is sources.SOURCES["lm1b"]
-    assert sources._rules_of("openwebtext-train") is sources.SOURCES["openwebtext-train"]
-    assert sources._rules_of("wikitext").detokenizer is None
-
-
-@pytest.mark.parametrize(
-    "name, published, plain",
-    [
-        ("wikitext", " = = The year = = \n", " == The year ==\n"),
-        ("wikitext", "1 @,@ 000 @-@ year @.@ 5", "1,000-year.5"),
-        ("wikitext", 'He ( the " big " one ) \'s here , N dogs . ', 'He (the "big" one)\'s here, 1 dogs. '),
-        ("lm1b", 'It \'s ( very ) " good " , he said : no ! Or ?', 'It\'s (very) "good", he said: no! Or?'),
-        ("lm1b", "See http : / / a / b , $ 5 .", "See http://a/b, $5."),
-        ("lm1b", "The end .", "The end."),
-    ],
-)
-def test_detokenizers(name: str, published: str, plain: str) -> None:
-    assert DETOKENIZERS[name](published) == plain
+    assert places._rules_of("lm1b-wrap") is SOURCES["lm1b"]
+    assert places._rules_of("openwebtext-train") is SOURCES["openwebtext-train"]
+    assert places._rules_of("wikitext").detokenizer is None
 
 
 def test_mapped_rows_travel_to_workers_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,223 @@
+"""Where the documents of a name are: the table's place, the user's own, or a local copy; and their shards."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data import detokenizers
+from data.formats import FORMATS
+from data.generated import Role
+from data.hub import parquet_files
+from data.local_files import find_files
+from data.shards import Shard, Split, cut, read_shards, take
+from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, HubSource, RunningText, same_data
+from utils import user_error
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class SourceChoice:
+    """What the user says instead of the table (``data.source``, ``data.valid_source``); None: as it is there.
+
+    Attributes:
+        path: hub name, or local file or folder.
+        own: a local ``path`` holds this role alone, so no slice is cut from it.
+    """
+
+    path: str | None = None
+    config: str | None = None
+    data_dir: str | None = None
+    revision: str | None = None
+    split: str | None = None
+    column: str | None = None
+    own: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], role: Role) -> SourceChoice:
+        """What ``source`` and ``valid_source`` of the settings ``data`` say of a role (nothing without them).
+
+        Validation takes over, but for the split, what is said of training where both are of one data set.
+        """
+        train, valid = (
+            {key: value for key, value in (settings.get(section) or {}).items() if value is not None}
+            for section in ("source", "valid_source")
+        )
+        apart = "path" in valid and valid["path"] != train.get("path")
+        if role == "train":
+            return cls(**train, own=apart and "path" in train)
+        taken = ("column",) if "path" in valid else ("path", "config", "data_dir", "revision", "column")
+        shared = train if same_data(settings["train"], settings["valid"]) else {}
+        return cls(**{key: shared[key] for key in taken if key in shared} | valid, own=apart)
+
+    def typed(self) -> dict[str, str]:
+        """What is not None."""
+        names = ("path", "config", "data_dir", "revision", "split", "column")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def applied(self, row: HubSource, role: Role) -> HubSource:
+        """``row`` with what was typed; nothing else stands in for it then."""
+        typed = self.typed()
+        typed.pop("path", None)
+        if split := typed.pop("split", None):
+            typed["splits"] = {**row.splits, role: split}
+        return replace(row, **typed, instead=()) if typed else row
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which text is asked for.
+
+    Attributes:
+        name: a row of ``SOURCES``, a local file or folder, or a hub name ``owner/set``.
+        rules: the configuration's ``data.name``; a local path or a hub name takes column, splits and
+            detokenizer from the row of that name (``lm1b-wrap``: from ``lm1b``), if there is one.
+        cache_dir: downloads go there, and ``cache_dir/local/<name>`` is used in the place of a download.
+        root: another folder of local copies, looked into first.
+        streamed: read of a hub's files only what is needed.
+    """
+
+    name: str
+    role: Role
+    rules: str
+    cache_dir: Path
+    root: Path | None = None
+    choice: SourceChoice = field(default_factory=SourceChoice)
+    streamed: bool = False
+
+    @property
+    def key(self) -> str:
+        return ROLE_KEYS[self.role]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row as it is to be read: from ``local`` (``own``: that holds the role alone) or, None, the hub."""
+
+    row: HubSource
+    local: Path | None = None
+    own: bool = False
+
+
+def locate(wanted: Wanted) -> Place:
+    """Where the documents behind ``wanted.name`` are."""
+    choice, row = wanted.choice, SOURCES.get(wanted.name)
+    if isinstance(row, HubSource):
+        chosen = choice.applied(row, wanted.role)
+        if choice.path is None:
+            local, own = local_copy(wanted, row)
+            return Place(chosen, local, own)
+        local = Path(choice.path).expanduser()
+        if local.exists():
+            return Place(chosen, local, choice.own)
+        if not _HUB_NAME.fullmatch(choice.path):
+            problem = "neither a local file or folder nor a hub name owner/set"
+            raise user_error(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, "correct it")
+        another = replace(row, path=choice.path, config=None, data_dir=None, revision=None, instead=())
+        return Place(choice.applied(another, wanted.role))
+    if choice.path is not None:
+        problem = f"{wanted.key}={wanted.name} is no row of the table, whose place another could take"
+        raise user_error(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, f"give it as {wanted.key}")
+    rules = choice.applied(replace(_rules_of(wanted.rules), instead=()), wanted.role)
+    local = Path(wanted.name).expanduser()
+    if local.exists():
+        return Place(rules, local)
+    if _HUB_NAME.fullmatch(wanted.name):
+        bare = replace(rules, path=wanted.name, config=None, data_dir=None, revision=None)
+        return Place(choice.applied(bare, wanted.role))
+    problem = "neither a known data set nor a local path"
+    mend = f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}"
+    raise user_error(wanted.key, wanted.name, problem, mend)
+
+
+def local_shards(
+    wanted: Wanted, place: Place, pieces: int = 0
+) -> tuple[list[Shard], HubSource, dict[str, Any]]:
+    """The shards of a local place (at least ``pieces``, where that can be), how to read them, and what names
+    their content."""
+    path, row, key = place.local, place.row, wanted.key
+    for part in (row.data_dir, row.config):  # as a clone of the hub's repository has them
+        path = path / part if part and (path / part).is_dir() else path
+    text = row.splits.get(wanted.role)
+    split = None if text is None else Split.parse(text)
+    if text is not None and split is None:
+        mend = "count documents, as in train[:-1000]"
+        raise user_error(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from local files", mend)
+    files, is_own = find_files(path, wanted.role, key, split and split.name)
+    identity = {
+        "files": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    }
+    shards = cut([str(file) for file in files], pieces)
+    row = replace(row, column=_local_column(wanted, row, shards))
+    if not (split is None or split.whole or is_own or place.own):
+        shards, identity = _slice(wanted, shards, text, split), {**identity, "split": text}
+    return shards, row, {**identity, **rule_identity(row)}
+
+
+def _local_column(wanted: Wanted, row: HubSource, shards: list[Shard]) -> str:
+    """The table's column, or "text" where local files have that one instead."""
+    if wanted.choice.column is not None or row.column == "text":
+        return row.column
+    for column in (row.column, "text"):
+        with contextlib.suppress(ValueError):
+            next(read_shards(shards, column, wanted.key), None)
+            return column
+    return row.column
+
+
+def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list[Shard], dict[str, Any]]:
+    """The same of a hub's parquet files, which are read where they are."""
+    text = row.splits[wanted.role]
+    split = Split.parse(text)
+    if split is None:
+        mend = "count documents, as in train[:-1000]"
+        raise user_error(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from a stream", mend)
+    place = (row.path, row.config, row.data_dir, row.revision)
+    files = parquet_files(*place, split.name, str(wanted.cache_dir / "hub"))
+    shards = _slice(wanted, cut(files, pieces), text, split)
+    return shards, {"urls": files, "split": text, **rule_identity(row)}
+
+
+def local_copy(wanted: Wanted, row: HubSource | RunningText) -> tuple[Path | None, bool]:
+    """A local copy of a row of the table in the folders for them, and whether it holds the role alone."""
+    if wanted.root is not None and not wanted.root.is_dir():
+        raise user_error(
+            "data.source_root", str(wanted.root), "no such folder", "correct it, or leave it out"
+        )
+    roots = [root for root in (wanted.root, wanted.cache_dir / "local") if root is not None]
+    whole = row.family if isinstance(row, HubSource) else wanted.name.removesuffix("-crop")
+    names = [wanted.name, whole, row.path if isinstance(row, HubSource) else None]
+    suffixes = ("", *FORMATS) if isinstance(row, HubSource) else ("", ".txt", ".zip")
+    for root in roots:
+        for name in filter(None, names):
+            for suffix in suffixes:
+                if (root / f"{name}{suffix}").exists():
+                    return root / f"{name}{suffix}", whole is not None and name == wanted.name != whole
+    return None, False
+
+
+def rule_identity(row: HubSource) -> dict[str, Any]:
+    return {"column": row.column, "detokenizer": row.detokenizer and [row.detokenizer, detokenizers.VERSION]}
+
+
+def _slice(wanted: Wanted, shards: list[Shard], text: str, split: Split) -> list[Shard]:
+    taken = take(shards, split)
+    if not taken:
+        problem = f"{text} leaves nothing for {wanted.role} of {sum(map(len, shards)):,} documents"
+        mend = f"name its files train* and valid*, or another split: {SOURCE_KEYS[wanted.role]}.split=..."
+        raise user_error(wanted.key, wanted.name, problem, mend)
+    return taken
+
+
+def _rules_of(name: str) -> HubSource:
+    fitting = [
+        key
+        for key, row in SOURCES.items()
+        if isinstance(row, HubSource) and (name == key or name.startswith(f"{key}-"))
+    ]
+    return SOURCES[max(fitting, key=len)] if fitting else HubSource("")
