@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from algorithms.ar import AR
 from algorithms.d3pm import D3PMAbsorb
+from algorithms.distillation import Distillation
 from algorithms.duo import DUO, DUO_BASE
 from algorithms.imdm import IMDM
 from algorithms.mdlm import MDLM
+from algorithms.rectification import Rectification
 from algorithms.redi import IMReDi
 from algorithms.sdtt import IMSDTT
 from algorithms.sedd import SEDDAbsorb
@@ -21,7 +23,9 @@ __all__ = [
     "IMSDTT",
     "MDLM",
     "D3PMAbsorb",
+    "Distillation",
     "IMReDi",
+    "Rectification",
     "SEDDAbsorb",
 ]
 
@@ -32,7 +36,9 @@ ALGORITHMS: dict[str, type[TrainerBase]] = {
     "mdlm": MDLM,
     "duo_base": DUO_BASE,
     "duo": DUO,
+    "distillation": Distillation,
     "imdm": IMDM,
     "im-sdtt": IMSDTT,
     "im-redi": IMReDi,
+    "rectification": Rectification,
 }

@@ -72,7 +72,8 @@ class AR(TrainerBase):
         prediction = self.next_token(seen)
         weight = self.num_tokens(batch, loss_mask).to(prediction.dtype).reciprocal()
         rows = loss_mask[:, first:].flatten().nonzero().squeeze(1)
-        loss, nll = prediction.weighted_nll(rows, x0[loss_mask], weight.expand(len(rows)))
+        targets = x0[:, first:].flatten()[rows]
+        loss, nll = prediction.weighted_nll(rows, targets, weight.expand(len(rows)))
         token_nll = torch.zeros(x0.shape, dtype=nll.dtype, device=x0.device).masked_scatter(loss_mask, nll)
         return LossOutput(loss, token_nll, loss_mask)
 

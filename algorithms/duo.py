@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from algorithms.mdlm import MDLM
-from diffusion.duality import Relaxed, discrete_level, relaxed_embedding
+from diffusion.duality import Argmax, Relaxed, argmax_law, discrete_level, relaxed_embedding
+from diffusion.largest import default_top_k, top_k_embedding
 from diffusion.objectives import LossOutput
 from diffusion.randomness import Stream, row_keys, uniform
 from diffusion.uniform import Uniform, UniformPrediction, uniform_nelbo
-from models.dit import DiT
+from integral.table import Table, read_table
 
 
 class DUO_BASE(MDLM):
@@ -36,19 +38,50 @@ class DUO_BASE(MDLM):
         fixed = xt != self.mask_id
         return torch.where(fixed, xt, self.process.prior(uniform(keys, xt.shape[1]))), fixed
 
-    def denoise_by(self, backbone: DiT, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> UniformPrediction:
-        features = backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
-        head = backbone.head
+    def read(self, features: Tensor, head: nn.Linear, xt: Tensor, sigma: Tensor) -> UniformPrediction:
         return UniformPrediction(features, head.weight, head.bias, xt, dtype=self.loss_dtype)
 
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
-        x0, xt, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
+        x0, xt, _, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
         return uniform_nelbo(
             self.denoise(xt, sigma, cond), x0, weight, sigma, loss_mask, self.num_tokens(batch, loss_mask)
         )
 
 
-class DUO(DUO_BASE):
+class GaussianDuo(DUO_BASE):
+    """A ``DUO_BASE`` whose training noise is argmax(w) of a Gaussian w, at gammas linear in t.
+
+    P(gamma) comes from the table ``algo.integral_cache_path``, or is computed, which costs next to nothing.
+    """
+
+    @cached_property
+    def table(self) -> Table | None:
+        """The table of P, read at its first use; None: there is none."""
+        algo = self.config.algo
+        if not algo.integral_cache_path:
+            return None
+        return read_table(algo.integral_cache_path, self.vocab_size, (algo.gamma_min, algo.gamma_max))
+
+    @property
+    def speed(self) -> float:
+        """d gamma / dt."""
+        return self.config.algo.gamma_max - self.config.algo.gamma_min
+
+    def argmax_law(self, t: Tensor) -> Argmax:
+        """The law of argmax(w) at diffusion times t (B,), float64."""
+        gamma = self.gamma(t)
+        return argmax_law(gamma, self.vocab_size) if self.table is None else self.table.law(gamma)
+
+    def gamma(self, t: Tensor) -> Tensor:
+        """Log of noise over signal at diffusion times t (B,)."""
+        return self.config.algo.gamma_min + self.speed * t
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        _ = self.table  # a wrong one is told before training begins
+
+
+class DUO(GaussianDuo):
     """``DUO_BASE`` after a curriculum that lets the network see Gaussian noise through a softmax.
 
     Until ``algo.curriculum_end`` the noise of training is w = a onehot(x0) + s N(0, I) at a gamma that is
@@ -64,25 +97,37 @@ class DUO(DUO_BASE):
         log_tau = algo.gumbel_tau_log10_start
         return 10 ** (log_tau + part * (algo.gumbel_tau_log10_end - log_tau))
 
+    @property
+    def top_k(self) -> int:
+        """How many entries of w are drawn beside that of x0; 0: all, which is exact."""
+        chosen = self.config.algo.curriculum_top_k
+        wanted = default_top_k(self.vocab_size) if chosen is None else chosen
+        return wanted if wanted < self.vocab_size - 1 else 0
+
+    def relaxed(self, relaxed: Relaxed) -> tuple[Tensor, Tensor]:
+        """softmax(w / tau) times the embeddings, (N, D), and argmax(w), (N,)."""
+        embedding = self.backbone.embedding
+        if self.top_k == 0:
+            return relaxed_embedding(embedding, relaxed)
+        return top_k_embedding(embedding, relaxed, self.top_k)
+
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
         if not training or step >= self.config.algo.curriculum_end:
             return super().loss(batch, step=step, num_rows=num_rows, training=training)
-        algo, x0, rows = self.config.algo, batch["input_ids"], batch["row"]
+        x0, rows = batch["input_ids"], batch["row"]
         time_keys, noise_keys = (
             row_keys(self.config.seed, s, step, rows) for s in (Stream.TRAIN_TIME, Stream.TRAIN_MASK)
         )
-        speed = algo.gamma_max - algo.gamma_min
-        gamma = algo.gamma_min + speed * self.times(time_keys, rows, num_rows, training)
-        weight, sigma = discrete_level(gamma, speed, self.vocab_size)
-
-        embedding = self.backbone.vocab_embed.embedding
-        embedded, xt = relaxed_embedding(embedding, Relaxed.of(x0, gamma, noise_keys, self.tau(step)))
+        t = self.times(time_keys, rows, num_rows, training)
+        weight, sigma = discrete_level(self.argmax_law(t), self.speed, self.vocab_size)
+        embedded, xt = self.relaxed(Relaxed.of(x0, self.gamma(t), noise_keys, self.tau(step)))
         embedded, xt, loss_mask = embedded.view(*x0.shape, -1), xt.view_as(x0), batch["attention_mask"]
         if self.config.training.ignore_bos:
             is_first = torch.arange(x0.shape[1], device=x0.device) == 0
             xt, loss_mask = torch.where(is_first, x0, xt), loss_mask & ~is_first
-            embedded = torch.where(is_first.unsqueeze(-1), embedding[x0], embedded)
-        features = self.backbone.body(xt, sigma if algo.time_conditioning else None, embedded=embedded)
-        head = self.backbone.head
-        prediction = UniformPrediction(features, head.weight, head.bias, xt, dtype=self.loss_dtype)
+            clean = self.backbone.embedding[x0]
+            embedded = torch.where(is_first.unsqueeze(-1), clean, embedded)
+        seen = sigma if self.config.algo.time_conditioning else None
+        features = self.backbone.body(xt, seen, embedded=embedded)
+        prediction = self.read(features, self.backbone.head, xt, sigma)
         return uniform_nelbo(prediction, x0, weight, sigma, loss_mask, self.num_tokens(batch, loss_mask))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.objectives import LossOutput, count_weight, masked_nelbo
 from diffusion.parameterization import Prediction
@@ -19,11 +19,12 @@ VALID_STREAMS = (Stream.VALID_TIME, Stream.VALID_MASK, Stream.VALID_NOISE)
 
 
 class Noised(NamedTuple):
-    """A batch and its noise: ids x0 and xt (B, L), the NELBO's weight (B,), sigma (B,), the masks' noise
-    ``cond`` or None, and the tokens that count, ``loss_mask`` (B, L) bool."""
+    """A batch and its noise: ids x0 and xt (B, L), the times t (B,), the NELBO's weight (B,), sigma (B,), the
+    masks' noise ``cond`` or None, and the tokens that count, ``loss_mask`` (B, L) bool."""
 
     x0: Tensor
     xt: Tensor
+    t: Tensor
     weight: Tensor
     sigma: Tensor
     cond: Tensor | None
@@ -39,11 +40,14 @@ class MDLM(TrainerBase):
     def denoise_by(self, backbone: DiT, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
         """What another network of the same shape, such as a teacher, says: see ``denoise``."""
         features = backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
-        head = backbone.head
+        return self.read(features, backbone.head, xt, sigma)
+
+    def read(self, features: Tensor, head: nn.Linear, xt: Tensor, sigma: Tensor) -> Prediction:
+        """What the features (B, L, D) in front of a head mean at ids xt (B, L) and sigma (B,)."""
         return Prediction(features, head.weight, head.bias, xt, self.mask_id, dtype=self.loss_dtype)
 
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
-        x0, xt, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
+        x0, xt, _, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
         low_var = training and self.config.training.loss_type == "low_var"
         return masked_nelbo(
             self.denoise(xt, sigma, cond),
@@ -65,8 +69,9 @@ class MDLM(TrainerBase):
         streams = TRAIN_STREAMS if training else VALID_STREAMS
         time_keys, mask_keys, noise_keys = (row_keys(self.config.seed, s, step, rows) for s in streams)
         t = self.times(time_keys, rows, num_rows, training)
-        xt, weight, sigma = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
-        return Noised(x0, xt, weight, sigma, self.draw_cond(noise_keys, x0.shape[1]), loss_mask)
+        xt, t, weight = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
+        cond = self.draw_cond(noise_keys, x0.shape[1])
+        return Noised(x0, xt, t, weight, self.schedule.sigma(t), cond, loss_mask)
 
     def by_count(self, training: bool) -> bool:
         """Whether noise is drawn as a number of masks (Zheng et al., arXiv 2409.02908) instead of a time."""
@@ -84,13 +89,17 @@ class MDLM(TrainerBase):
             num_rows,
             sampling_eps=sampling_eps,
             antithetic=settings.antithetic_sampling,
-            num_quanta=self.config.algo.T,
+            num_quanta=self.num_times(),
         )
+
+    def num_times(self) -> int:
+        """Into how many times that of training is quantised; 0: it is continuous."""
+        return 0
 
     def corrupt(
         self, x0: Tensor, t: Tensor, uniforms: Tensor, loss_mask: Tensor, training: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised ids xt (B, L), the weight of each row's log-likelihoods (B,), and sigma (B,)."""
+        """Noised ids xt (B, L), the times t (B,) that they have, and each row's weight in the NELBO (B,)."""
         keep = None
         if self.config.training.ignore_bos:
             keep = torch.zeros_like(loss_mask)
@@ -100,6 +109,6 @@ class MDLM(TrainerBase):
             xt = self.process.corrupt_count(x0, num_masked, uniforms, loss_mask, keep)
             clean_share = 1 - num_masked / loss_mask.sum(-1).clamp(min=1).double()
             t = self.schedule.inverse(clean_share).clamp(max=1)
-            return xt, count_weight(num_masked, loss_mask), self.schedule.sigma(t)
+            return xt, t, count_weight(num_masked, loss_mask)
         xt = self.process.corrupt(x0, self.schedule.alpha(t), uniforms, keep)
-        return xt, self.schedule.weight(t), self.schedule.sigma(t)
+        return xt, t, self.schedule.weight(t)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from algorithms.mdlm import MDLM
 from diffusion.score_entropy import Score
-from models.dit import DiT
 
 
 class SEDDAbsorb(MDLM):
@@ -21,7 +20,5 @@ class SEDDAbsorb(MDLM):
 
     default_predictor: ClassVar[str] = "analytic"
 
-    def denoise_by(self, backbone: DiT, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Score:
-        features = backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
-        head = backbone.head
+    def read(self, features: Tensor, head: nn.Linear, xt: Tensor, sigma: Tensor) -> Score:
         return Score(features, head.weight, head.bias, xt, self.mask_id, sigma, dtype=self.loss_dtype)

@@ -2,6 +2,7 @@
 
     python bench/cpu.py [--vocab 30522] [--precision 32]
     python bench/cpu.py --distillation    # a step of IM-SDTT, in a process of its own for the peak memory
+    python bench/cpu.py --duo             # steps of Duo: its curriculum, sparse and dense, and DCD, likewise
 
 Setting: hidden 256, 4 blocks, 4 heads, batch 8 x length 128, dropout 0.1. Every row is a median; the ratios
 are taken inside one process, in turn, so that a machine whose speed drifts does not favour one side.
@@ -85,6 +86,19 @@ def distillation(vocab: int, precision: str) -> None:
               f"peak {peak_gib():.2f} GiB, {started:.2f} before")  # fmt: skip
 
 
+def duo(vocab: int, precision: str) -> None:
+    """Training steps of Duo: without a curriculum, with the largest entries of it, with all, and of DCD."""
+    data, started = batch(vocab), 0.0
+    cases = [("no curriculum", "duo_base", ()), ("distillation (DCD)", "distillation", ())]
+    for k in (16, 64, 256, 0):
+        cases.append((f"curriculum, {k or 'all'} entries", "duo", (f"algo.curriculum_top_k={k}",)))
+    for name, algo, words in cases:
+        module = build(algo, vocab, precision, *words)
+        started = started or peak_gib()
+        seconds = median({"step": lambda k, module=module: training_step(module, data, k)}, 5)["step"]
+        print(f"Duo, {name}: {seconds:.3f} s; peak {peak_gib():.2f} GiB, {started:.2f} before")
+
+
 class UncachedDecoder:
     """An autoregressive model's decoder without a cache: a call is a pass over all ids read so far."""
 
@@ -120,9 +134,12 @@ def main() -> None:
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
     parser.add_argument("--steps", type=int, nargs="*", default=[4, 32, 128, 1024])
     parser.add_argument("--distillation", action="store_true", help="measure IM-SDTT alone")
+    parser.add_argument("--duo", action="store_true", help="measure Duo alone")
     args = parser.parse_args()
     if args.distillation:
         return distillation(args.vocab, args.precision)
+    if args.duo:
+        return duo(args.vocab, args.precision)
     data, module = batch(args.vocab), build("imdm", args.vocab, args.precision)
     started = peak_gib()
     lazy = median({"lazy": lambda k: training_step(module, data, k)}, 5)["lazy"]

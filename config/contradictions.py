@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from config.algo_checks import refuse_algo
+from config.data_checks import refuse_data
 from utils import user_error
-
-UNIFORM = ("duo_base", "duo")  # algorithms without masks, whose noise is uniform
 
 
 def _model(cfg: DictConfig) -> None:
@@ -27,94 +27,12 @@ def _model(cfg: DictConfig) -> None:
             f"makes heads of odd width {model.hidden_size // model.n_heads}, which cannot rotate",
             "choose another divisor of model.hidden_size",
         )
-
-
-def _algo(cfg: DictConfig) -> None:
-    algo = cfg.algo
-    if "noise_type" not in algo:
-        return
-    if algo.noise_type == "learnable" and algo.num_mask > 0:
-        raise user_error(
-            "algo.num_mask",
-            algo.num_mask,
-            "a finite alphabet has no learnable noise",
-            "use algo.num_mask=0 or algo.noise_type=rand",
-        )
-    if algo.noise_type == "learnable" and algo.noise_scale != 1:
-        raise user_error(
-            "algo.noise_scale",
-            algo.noise_scale,
-            "learnable noise learns its own scale",
-            "use algo.noise_scale=1 or algo.noise_type=randn",
-        )
-    if algo.alpha_min >= algo.alpha_max:
-        raise user_error(
-            "algo.alpha_min",
-            algo.alpha_min,
-            f"not below algo.alpha_max={algo.alpha_max}",
-            "give algo.alpha_min < algo.alpha_max",
-        )
-
-
-def _distillation(cfg: DictConfig) -> None:
-    algo = cfg.algo
-    if "grow_dt_every" not in algo:
-        return
-    first, last = algo.orig_num_sampling_steps, algo.min_num_sampling_steps
-    if last > first:
-        raise user_error(
-            "algo.min_num_sampling_steps",
-            last,
-            f"above algo.orig_num_sampling_steps={first}: training would be over before it begins",
-            "lower it",
-        )
-    if algo.use_ema_on_growth and cfg.training.ema == 0:
-        raise user_error(
-            "algo.use_ema_on_growth",
-            True,
-            "training.ema=0 keeps no average",
-            "use algo.use_ema_on_growth=False, or a training.ema such as 0.9999",
-        )
-
-
-def _discrete_time(cfg: DictConfig) -> None:
-    if "posterior" not in cfg.algo:
-        return
-    what = f"the loss of algo={cfg.algo.name} is a sum over algo.T={cfg.algo.T} times"
-    for name, value, mend in (
-        ("training.loss_type", "low_var", "nelbo"),
-        ("training.mask_sampling", "count", "time"),
-        ("eval.nelbo", "count", "time"),
-    ):
-        if OmegaConf.select(cfg, name) == value:
-            raise user_error(name, value, what, f"use {name}={mend}")
-    if cfg.algo.posterior == "official" and cfg.noise.name != "log-linear":
-        raise user_error(
-            "algo.posterior",
-            "official",
-            f"holds for noise=log-linear alone, not for noise={cfg.noise.name}",
-            "use algo.posterior=exact",
-        )
-
-
-def _uniform_state(cfg: DictConfig) -> None:
-    if cfg.algo.name not in UNIFORM:
-        return
-    for name, value, usual in (
-        ("training.loss_type", "low_var", "nelbo"),
-        ("training.mask_sampling", "count", "time"),
-        ("eval.nelbo", "count", "time"),
-    ):
-        if OmegaConf.select(cfg, name) == value:
-            problem = f"is about masks, of which algo={cfg.algo.name} has none"
-            raise user_error(name, value, problem, f"use {name}={usual}")
-    algo = cfg.algo
-    if "gamma_min" in algo and algo.gamma_min >= algo.gamma_max:
-        problem, mend = f"not below algo.gamma_max={algo.gamma_max}", "give algo.gamma_min < algo.gamma_max"
-        raise user_error("algo.gamma_min", algo.gamma_min, problem, mend)
-    if "curriculum_end" in algo and algo.curriculum_end < algo.curriculum_start:
-        problem = f"before algo.curriculum_start={algo.curriculum_start}"
-        raise user_error("algo.curriculum_end", algo.curriculum_end, problem, "give a later one")
+    if model.attention == "sdpa" and model.softcap > 0:
+        problem = f"has no soft cap, which model.softcap={model.softcap:g} asks for"
+        raise user_error("model.attention", "sdpa", problem, "use auto")
+    if model.attention == "flash" and str(cfg.trainer.precision).startswith("32"):
+        problem = f"computes in bf16, not in trainer.precision={cfg.trainer.precision}"
+        raise user_error("model.attention", "flash", problem, "use auto, or trainer.precision=bf16")
 
 
 def _objective(cfg: DictConfig) -> None:
@@ -200,12 +118,16 @@ def _pairs(cfg: DictConfig) -> None:
             "the pairs of algo=im-redi carry their times",
             "use training.mask_sampling=time",
         )
+    makes_pairs = cfg.mode == "train" and cfg.data.train != "reflow" and cfg.reflow.make_missing
+    if cfg.algo.get("onestep_mode", False) and makes_pairs and cfg.reflow.perturbed_rect:
+        problem = "reflow.make_missing=True would make pairs that start at all times"
+        raise user_error("algo.onestep_mode", True, problem, "use reflow.perturbed_rect=False")
     if cfg.mode == "generate_reflow_dataset" and cfg.data.train == "reflow":
         problem = "pairs are made from text, not from pairs"
         raise user_error("data", cfg.data.name, problem, "use the data that the model was trained on")
     if cfg.mode == "generate_reflow_dataset" and cfg.sampling.noise_removal == "none":
         raise user_error(
-            "sampling.noise_removal", "none", "would leave masks in the generated text", "use ancestral"
+            "sampling.noise_removal", "none", "would leave masks or noise in the texts", "use ancestral"
         )
 
 
@@ -218,7 +140,7 @@ def _schedule(cfg: DictConfig) -> None:
 
 
 def _mode(cfg: DictConfig) -> None:
-    if cfg.mode not in ("train", "gen_ppl_eval", "frontier") and not cfg.eval.checkpoint_path:
+    if cfg.mode not in ("train", "gen_ppl_eval", "frontier", "plan") and not cfg.eval.checkpoint_path:
         raise user_error(
             "eval.checkpoint_path",
             "''",
@@ -286,10 +208,7 @@ def _zero_shot(cfg: DictConfig) -> None:
 
 CONTRADICTIONS: tuple[Callable[[DictConfig], None], ...] = (
     _model,
-    _algo,
-    _distillation,
-    _discrete_time,
-    _uniform_state,
+    refuse_algo,
     _objective,
     _sampling,
     _pairs,
@@ -299,4 +218,5 @@ CONTRADICTIONS: tuple[Callable[[DictConfig], None], ...] = (
     _conditional,
     _frontier,
     _zero_shot,
+    refuse_data,
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from config.data_group import Data
 from config.fields import key
 
 
@@ -44,6 +45,39 @@ class DuoAlgo(Algo):
     gamma_max: float = key(-1.0, "the same at t = 1")
     curriculum_start: int = key(100_000, "optimizer steps until the temperature begins to move", low=0)
     curriculum_end: int = key(200_000, "optimizer steps until the plain uniform noise", low=0)
+    curriculum_top_k: int | None = key(
+        None,
+        "largest entries of the softmax that are drawn, the rest counts in its mean; 0: all; null: 64 of a "
+        "vocabulary above 1024",
+        low=0,
+        auto=True,
+        example=64,
+    )
+    integral_cache_path: str | None = key(
+        None, "table of P(gamma), made by python -m integral; null: computed", example="integral/50258.npz"
+    )
+
+
+@dataclass
+class DistillationAlgo(Algo):
+    """Discrete consistency distillation of a uniform-state model."""
+
+    T: int = key(64, "the first teacher is asked 1/T of the time earlier than the student", low=1)
+    loss_type: str = key(
+        "kl-bwd", "divergence: KL(student||teacher), KL(teacher||student)", choices=("kl-bwd", "kl-fwd")
+    )
+    update_teacher_every: int = key(
+        10_000, "optimizer steps until the student becomes the teacher, and the step doubles", low=1
+    )
+    teacher_ema: bool = key(False, "its average becomes the teacher instead")
+    linear_growth_dt: bool = key(False, "the step grows evenly until trainer.max_steps instead of doubling")
+    linear_growth_min: float = key(1 / 512, "that step at the beginning", low=0, high=1)
+    linear_growth_max: float = key(1 / 32, "and at the end", above=0, high=1)
+    gamma_min: float = key(-4.0, "log of noise over signal at t = 0")
+    gamma_max: float = key(-1.0, "the same at t = 1")
+    integral_cache_path: str | None = key(
+        None, "table of P(gamma), made by python -m integral; null: computed", example="integral/50258.npz"
+    )
 
 
 @dataclass
@@ -65,6 +99,14 @@ class ImRediAlgo(ImdmAlgo):
     """Rectification on stored pairs."""
 
     ignore_seed: bool = key(False, "draw fresh mask noise instead of the pairs' own")
+
+
+@dataclass
+class RectificationAlgo(Algo):
+    """Rectification of a uniform-state model on stored pairs."""
+
+    use_simple_loss: bool = key(False, "cross-entropy at every position in place of the NELBO")
+    onestep_mode: bool = key(False, "train the step from pure noise alone: pairs with t < 1 are refused")
 
 
 @dataclass
@@ -107,6 +149,12 @@ class Model:
     )
     softcap: float = key(-1.0, "soft cap on attention logits; 0 or less: off", example=50)
     qk_norm: bool = key(False, "LayerNorm on queries and keys")
+    attention: str = key(
+        "auto",
+        "its kernels; auto: sdpa, with softcap on a GPU flash-attn or FlexAttention",
+        choices=("auto", "sdpa", "flash", "flex", "plain"),
+    )
+    compile: bool = key(False, "torch.compile the blocks: slow to start, then faster, most of all on GPUs")
 
 
 @dataclass
@@ -115,30 +163,6 @@ class Noise:
 
     name: str = key(MISSING, "the schedule")
     eps: float = key(1e-3, "alpha(1) is about eps", above=0, below=1)
-
-
-@dataclass
-class Data:
-    """A data set and how its text becomes blocks of tokens."""
-
-    name: str = key(MISSING, "the data set; names the run folder")
-    train: str = key(MISSING, "known data set, hub name, or a local file or folder", example="openwebtext")
-    valid: str = key(MISSING, "the same for validation", example="wikitext103")
-    tokenizer_name_or_path: str = key(
-        MISSING, "hub name, folder, or text8, synthetic, synthetic-align", example="gpt2"
-    )
-    wrap: bool = key(True, "concatenate documents and cut blocks; False: one document a row, padded")
-    insert_train_eos: bool = key(True, "eos after every training document")
-    insert_valid_eos: bool = key(True, "eos after every validation document")
-    train_revision: str | None = key(None, "revision of the hub data set")
-    valid_revision: str | None = key(None, "the same for validation")
-    cache_dir: str = key("./cache/${.name}", "downloads and tokenised blocks")
-    vocab_size: int | None = key(None, "symbols of synthetic-align", low=2, example=50_000)
-    eos: str = key(
-        "official",
-        "eos of tokenizers without one: [CLS] as trained weights expect, or [SEP]",
-        choices=("official", "sep"),
-    )
 
 
 @dataclass
@@ -203,12 +227,22 @@ class LearningRateMonitor:
 
 
 @dataclass
+class GradRecord:
+    """Norms of the gradients of parts of the network in the log, before clipping."""
+
+    every_n_steps: int | None = key(
+        None, "optimizer steps between them; null: with every line of the log", low=1, auto=True, example=100
+    )
+
+
+@dataclass
 class Callbacks:
     """``callbacks=[checkpoint_every_n_steps,...]``; a callback that is not chosen is null."""
 
     checkpoint_every_n_steps: CheckpointEveryNSteps | None = None
     checkpoint_monitor: CheckpointMonitor | None = None
     learning_rate_monitor: LearningRateMonitor | None = None
+    grad_record: GradRecord | None = None
 
 
 @dataclass
@@ -232,9 +266,11 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "base": Algo,
         "d3pm": D3pmAlgo,
         "duo": DuoAlgo,
+        "distillation": DistillationAlgo,
         "imdm": ImdmAlgo,
         "im-sdtt": ImSdttAlgo,
         "im-redi": ImRediAlgo,
+        "rectification": RectificationAlgo,
     },
     "model": {"base": Model},
     "noise": {"base": Noise},
@@ -250,5 +286,6 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "checkpoint_every_n_steps": CheckpointEveryNSteps,
         "checkpoint_monitor": CheckpointMonitor,
         "learning_rate_monitor": LearningRateMonitor,
+        "grad_record": GradRecord,
     },
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from config.keys import all_keys, groups
+from config.groups import GROUP_SCHEMAS
+from config.keys import Key, all_keys, groups
 
 HEADER = """python main.py key=value ...          train, evaluate, sample; e.g.
 
   python main.py experiment=pydoc_mdlm                        train a small model, no download
-  python main.py mode=ppl_eval eval.checkpoint_path=F ...     perplexity of a checkpoint
-  python main.py mode=sample_eval eval.checkpoint_path=F sampling.steps=8,64 ...
+  python main.py algo=mdlm mode=ppl_eval eval.checkpoint_path=F ...     perplexity of a checkpoint
+  python main.py algo=mdlm mode=sample_eval eval.checkpoint_path=F sampling.steps=8,64 ...
 
 --cfg job shows the composed configuration, --multirun optim.lr=1e-3,3e-4 name=... runs one job per value."""
 
@@ -19,8 +20,17 @@ def help_text() -> str:
     lines += [f"  {group:13} {', '.join(choices)}" for group, choices in groups().items()]
     lines += ["", "Keys (key=default: meaning):"]
     for name, declared in all_keys().items():
-        default, limits = declared[0].default, declared[0].limits
-        shown = {None: "null", "???": "", (): "[]"}.get(default, default)
-        allowed = f" ({', '.join(map(str, limits.choices))})" if limits.choices else ""
-        lines.append(f"  {name}={shown}: {limits.help}{allowed}")
+        different = {(one.default, one.limits.help): one for one in reversed(declared)}
+        lines += [_line(name, one, len(different) > 1) for one in reversed(different.values())]
     return "\n".join(lines)
+
+
+def _line(name: str, declared: Key, several: bool) -> str:
+    """One key; where choices of a group differ about it (``several``), with the choice that means this."""
+    limits = declared.limits
+    shown = {None: "null", "???": "", (): "[]"}.get(declared.default, declared.default)
+    allowed = f" ({', '.join(map(str, limits.choices))})" if limits.choices else ""
+    group = name.split(".")[0]
+    owners = [n for n, schema in GROUP_SCHEMAS.get(group, {}).items() if schema is declared.owner]
+    which = f" [{group}={owners[0]}]" if several and owners and owners[0] != "base" else ""
+    return f"  {name}={shown}: {limits.help}{allowed}{which}"

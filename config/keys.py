@@ -113,9 +113,14 @@ def nearest(name: str) -> str | None:
 def owner_choices(name: str) -> list[str]:
     """The choices of its group that have the key ``name``: ``algo.noise_type`` -> ["imdm"]."""
     group = name.split(".", 1)[0]
-    owners = tuple(declared.owner for declared in all_keys()[name])
-    by_name = GROUP_SCHEMAS.get(group, {})
-    having = {schema for schema, cls in by_name.items() if issubclass(cls, owners)}
+    having = {
+        schema
+        for schema, cls in GROUP_SCHEMAS.get(group, {}).items()
+        if any(
+            declared.name == name
+            for declared in _walk(cls, f"{group}.{schema}." if group == "callbacks" else f"{group}.")
+        )
+    }
     choices = []
     for choice in groups().get(group, []):
         text = (CONFIG_DIR / group / f"{choice}.yaml").read_text(encoding="utf-8")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
 
-from config.contradictions import UNIFORM
+from config.algo_checks import UNIFORM
+from config.data_checks import idle_data
 from config.devices import several
 from config.keys import all_keys
+from config.schema import ONE_DEVICE_MODES
 
 Check = Callable[[DictConfig], str | None]
 SAMPLING_MODES = ("sample_eval", "sample_eval_with_tc", "cond_sample_eval_with_tc")
@@ -23,7 +25,7 @@ def _load_ema(cfg: DictConfig) -> str | None:
 def _wrong_checkpoint_key(cfg: DictConfig) -> str | None:
     if cfg.mode == "train" and cfg.eval.checkpoint_path:
         return "eval.checkpoint_path has no effect in mode=train; training.finetune_path names where to start"
-    if cfg.mode != "train" and cfg.training.finetune_path:
+    if cfg.mode not in ("train", "plan") and cfg.training.finetune_path:
         return f"training.finetune_path has no effect in mode={cfg.mode}; eval.checkpoint_path is evaluated"
     return None
 
@@ -151,9 +153,20 @@ def _distillation(cfg: DictConfig) -> str | None:
     return None
 
 
+def _consistency(cfg: DictConfig) -> str | None:
+    algo = cfg.algo
+    if "update_teacher_every" not in algo or cfg.mode != "train":
+        return None
+    if not cfg.training.finetune_path:
+        return "training.finetune_path is empty: the first teacher is an untrained network"
+    for name in ("linear_growth_min", "linear_growth_max"):
+        if algo[name] != all_keys()[f"algo.{name}"][0].default and not algo.linear_growth_dt:
+            return f"algo.{name} has no effect without algo.linear_growth_dt=True"
+    return None
+
+
 def _one_device(cfg: DictConfig) -> str | None:
-    one = cfg.mode in (*SAMPLING_MODES, "frontier")
-    if one and (several(cfg.trainer.devices) or cfg.trainer.num_nodes > 1):
+    if cfg.mode in ONE_DEVICE_MODES and (several(cfg.trainer.devices) or cfg.trainer.num_nodes > 1):
         return f"trainer.devices and trainer.num_nodes have no effect: mode={cfg.mode} uses one device"
     return None
 
@@ -226,4 +239,6 @@ ODDITIES: tuple[Check, ...] = (
     _discrete_time,
     _never_reached,
     _distillation,
+    idle_data,
+    _consistency,
 )

@@ -57,12 +57,14 @@ ALIASES = {
     "algo.curriculum.gamma_max": "algo.gamma_max",
     "algo.curriculum.gumbel_tau_log10_start": "algo.gumbel_tau_log10_start",
     "algo.curriculum.gumbel_tau_log10_end": "algo.gumbel_tau_log10_end",
+    "algo.curriculum.top_k": "algo.curriculum_top_k",
+    "algo.curriculum.integral_cache_path": "algo.integral_cache_path",
 }
 
 # Keys that people will look for and that have another name here.
 ELSEWHERE = {
     "trainer.accumulate_grad_batches": "it follows from loader.global_batch_size and loader.batch_size",
-    "trainer.strategy": "use strategy=ddp or strategy=single_device",
+    "trainer.strategy": "use strategy=ddp, strategy=fsdp or strategy=single_device",
     "trainer.callbacks": "use the group callbacks, like callbacks=[checkpoint_every_n_steps]",
     "trainer.logger": "use wandb.*, or wandb=null; a CSV log is always written",
     "trainer.max_epochs": "use trainer.max_steps",
@@ -74,9 +76,6 @@ ELSEWHERE = {
     "lr": "use optim.lr",
     "batch_size": "use loader.global_batch_size",
 }
-
-# Documented keys whose feature this version does not have yet: said so, rather than accepted and ignored.
-NOT_YET = ("data.streaming",)
 
 # group=null in Hydra's words: it knows no null choice. None: nothing to say, null is the default.
 NULL_CHOICES = {"wandb": "wandb=none", "callbacks": "callbacks=[]", "experiment": None, "debug": None}
@@ -148,8 +147,6 @@ def check_name(key: str) -> None:
         return
     if key in ELSEWHERE:
         raise ValueError(f"{key}: not a key here; {ELSEWHERE[key]}")
-    if any(fnmatchcase(key, pattern) for pattern in NOT_YET):
-        raise ValueError(f"{key}: not in this version yet; leave it out")
     raise ValueError(unknown_key(key))
 
 

@@ -22,7 +22,10 @@ MODES = (
     "zero_shot",
     "frontier",
     "export",
+    "plan",
 )
+# The others spread their work over trainer.devices.
+ONE_DEVICE_MODES = ("frontier", "export")
 
 
 @dataclass
@@ -125,6 +128,9 @@ class Training:
         "nelbo", "weights of the loss; low_var: all 1, in training only", choices=("nelbo", "low_var")
     )
     ignore_bos: bool = key(False, "never mask the first token, and leave it out of the loss")
+    activation_checkpointing: bool = key(
+        False, "compute the blocks again in the backward pass: far less memory, about a third more time"
+    )
 
 
 @dataclass
@@ -134,7 +140,9 @@ class Eval:
     checkpoint_path: str = key("", "what is evaluated: a .ckpt, a Hugging Face folder, or a hub name")
     disable_ema: bool = key(False, "take the raw weights of a .ckpt (a folder has one kind)")
     generate_samples: bool = key(True, "generate samples at every validation of a training")
-    generated_samples_path: str = key("./samples.json", "JSON result of an evaluation")
+    generated_samples_path: str = key(
+        "./samples.json", "JSON result of an evaluation; mode=zero_shot: {data} in it makes a file a data set"
+    )
     nelbo: str = key(
         "time",
         "NELBO by diffusion time or by number of masks (lower variance); auto: by number where it can be",
@@ -205,14 +213,14 @@ class Trainer:
 
 @dataclass
 class Reflow:
-    """Pairs of noise and generated text: what mode=generate_reflow_dataset makes and algo=im-redi reads."""
+    """Pairs of noise and generated text, for algo=im-redi and algo=rectification."""
 
     save_path: str = key("./reflow_data/${data.name}/${name}", "folder of the pairs")
     num_reflow_samples: int = key(20_000, "pairs to make", low=1)
     perturbed_rect: bool = key(True, "start from noised training text; False: from pure noise")
     get_seed: bool = key(True, "one stored seed is the start noise of all masks of a pair")
     make_missing: bool = key(
-        False, "let algo=im-redi on data without pairs first make them from training.finetune_path"
+        False, "let an algorithm on pairs, on data without, first make them from training.finetune_path"
     )
 
 
@@ -225,6 +233,9 @@ class Checkpointing:
         True, "go on from resume_ckpt_path when it exists; False: a fresh numbered folder"
     )
     resume_ckpt_path: str | None = key("${.save_dir}/checkpoints/last.ckpt", "checkpoint to go on from")
+    link_when_done: bool = key(
+        False, "when training is over, link last.ckpt beside the run folder: <save_dir>.ckpt"
+    )
 
 
 @dataclass
@@ -239,7 +250,7 @@ class ZeroShot:
     """mode=zero_shot: perplexity on several data sets, one table."""
 
     datasets: Any = key(
-        "ag_news,wikitext2,wikitext103",
+        "ag_news,scientific_papers_pubmed,scientific_papers_arxiv,lambada,wikitext2,wikitext103,ptb,lm1b-gpt2",
         "choices of the group data, local paths, or name:path (a local text under the rules of that choice)",
     )
 
@@ -259,6 +270,22 @@ class Frontier:
         None, "nats at which curves are compared; null: the middle of what they share", low=0, example=5.2
     )
     keep_samples: bool = key(False, "keep the texts of each point in samples/, for mode=gen_ppl_eval")
+
+
+@dataclass
+class Plan:
+    """mode=plan: what a training takes, before anything is downloaded or started."""
+
+    path: str = key("./plan.json", "JSON result")
+    memory_gb: float = key(80.0, "memory of a device in GiB", above=0)
+    reserve_gb: float = key(3.0, "of it what CUDA, its libraries and fragmentation take", low=0)
+    tflops: float | None = key(
+        None, "peak of a device; null: that of an H100, 989 in bf16, 494 in TF32", above=0, example=312
+    )
+    mfu: float = key(0.35, "part of the peak that is reached; nobody has measured it here", above=0, high=1)
+    vocab_size: int | None = key(
+        None, "size of the vocabulary, its mask included; null: by the tokenizer", low=2, example=50258
+    )
 
 
 @dataclass
@@ -283,6 +310,7 @@ class Config:
     export: Export = field(default_factory=Export)
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
     frontier: Frontier = field(default_factory=Frontier)
+    plan: Plan = field(default_factory=Plan)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)
     wandb: Wandb | None = None

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from config.contradictions import CONTRADICTIONS, UNIFORM
+from config.algo_checks import UNIFORM
+from config.contradictions import CONTRADICTIONS
 from config.devices import check_devices
 from config.keys import Key, all_keys
 from config.oddities import ODDITIES

@@ -15,6 +15,7 @@ Shapes: B batch, L length, D width, V vocabulary with the mask, N chosen positio
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from diffusion.linear_nll import LinearHead, weighted_linear_nll
 from diffusion.noise import Schedule
 from diffusion.objectives import LossOutput
-from diffusion.parameterization import Prediction, flat
+from diffusion.parameterization import TimedPrediction, flat
 
 POSTERIORS = ("exact", "official")
 
@@ -103,31 +104,17 @@ class _MaskedTerms:
         return loss.squeeze(1), grad.scatter_add_(1, targets, -unmask * total), total
 
 
-class MeanPrediction(Prediction):
+class MeanPrediction(TimedPrediction):
     """What a network of the mean says about x0 given xt: a law over all ids, the mask included.
 
     As a ``Prediction`` it is that law given that x0 is no mask: every sampler of masked models can read it.
     The model's own reverse process, of which its loss is the bound, is that of the analytic sampler.
-
-    Args:
-        sigma: (B,) total noise of each sequence.
-        features, weight, bias, xt, mask_id, dtype: see ``Prediction``.
     """
 
-    def __init__(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        xt: Tensor,
-        mask_id: int,
-        sigma: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(features, weight, bias, xt, mask_id, dtype)
-        self._sigma = sigma
-        # The same head with the mask for a token.
-        self._whole_head = LinearHead(self._head.weight, self._head.bias, None, self.dtype)
+    @cached_property
+    def _whole_head(self) -> LinearHead:
+        """The same head with the mask for a token."""
+        return LinearHead(self._head.weight, self._head.bias, None, self.dtype)
 
     def log_score(self, rows: Tensor) -> Tensor:
         """log(p_t(y) / p_t(mask)) of the law at masked positions, (N, V), differentiable; 0 for the mask.
@@ -138,10 +125,9 @@ class MeanPrediction(Prediction):
         Args:
             rows: (N,) int64 indices into the flattened B*L positions.
         """
-        sigma = self._sigma.to(self.dtype)[rows // self.xt.shape[1]].unsqueeze(1)
         log_p = self.logits(rows).log_softmax(-1)
         mask = torch.tensor([self.mask_id], device=rows.device)
-        still_masked = log_p.index_select(1, mask).exp() + sigma.expm1()  # times alpha_t
+        still_masked = log_p.index_select(1, mask).exp() + self.sigma(rows).expm1()  # times alpha_t
         return (log_p - still_masked.log()).index_fill(1, mask, 0.0)
 
     def masked_terms(

@@ -67,3 +67,11 @@ def teacher_times(t: Tensor, dt: float, num_steps: int, *, exact: bool, floor: f
     if exact:
         return (t - dt * number).clamp(min=0.0)
     return (t - dt * num_steps * number / max(num_steps - 1, 1)).clamp(min=floor)
+
+
+def consistency_dt(number: int, first_steps: int) -> float:
+    """The time step of discrete consistency distillation in round ``number`` (from 0): 2^n / T.
+
+    Duo, Sahoo et al., arXiv 2506.10892, section 4.
+    """
+    return 2.0**number / first_steps

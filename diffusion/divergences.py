@@ -148,8 +148,9 @@ class _Pair:
 
     def _log_probs(self, logits: Tensor) -> Tensor:
         log_probs = torch.log_softmax(logits, dim=-1, dtype=self.head.dtype)
-        # The same on both sides: neither KL, where its probability is 0, nor a difference sees it.
-        log_probs[:, self.head.mask_id] = NEG_INF
+        if self.head.mask_id is not None:
+            # The same on both sides: neither KL, where its probability is 0, nor a difference sees it.
+            log_probs[:, self.head.mask_id] = NEG_INF
         return log_probs
 
 

@@ -6,7 +6,8 @@ probability P(gamma), any other token with (1 - P)/(V - 1) each, which is unifor
 
     P = int phi(z) Phi(z + mu)^(V-1) dz        dP/dmu = (V - 1) int phi(z) phi(z + mu) Phi(z + mu)^(V-2) dz.
 
-A curriculum lets the network see softmax(w / tau) in place of the token argmax(w).
+A curriculum lets the network see softmax(w / tau) in place of the token argmax(w). Discrete consistency
+distillation (section 4 there) needs argmax(w) at two gammas under one noise: ``argmax_pair``.
 Shapes: B batch, L length, D width, V vocabulary, N = B L positions, n of a chunk.
 """
 
@@ -52,19 +53,39 @@ def argmax_law(gamma: Tensor, vocab_size: int) -> Argmax:
     return Argmax(others.exp() @ measure, -(others.expm1() @ measure), -mu / 2 * by_mu)
 
 
-def discrete_level(gamma: Tensor, speed: float, vocab_size: int) -> tuple[Tensor, Tensor]:
+def discrete_level(law: Argmax, speed: float, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The uniform process that argmax(w) follows: (weight, sigma), both (B,) float64.
 
     Args:
-        gamma: (B,).
+        law: that of argmax(w), (B,).
         speed: d gamma / dt.
 
     Returns:
         -dalpha/(1 - alpha) with the derivative by t, and -log alpha, as ``Schedule.weight`` and ``sigma``.
     """
-    law = argmax_law(gamma, vocab_size)
     sigma = -torch.log1p(-law.leaves * (vocab_size / (vocab_size - 1)))
     return -law.slope * speed / law.leaves, sigma
+
+
+def argmax_pair(
+    x0: Tensor, stays_t: Tensor, stays_s: Tensor, uniforms: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """argmax(w) at two noise levels under one Gaussian noise, which is never drawn: (xt, xs), int64 (B, L).
+
+    argmax(w) is x0 exactly when d = max_{v != x0} z_v - z_x0 < mu. d does not depend on mu, nor on which of
+    the other tokens is the largest, and has the distribution function P: with u = P(d) uniform, x0 stays
+    where u < P(gamma), and wherever it does not it becomes one and the same token.
+
+    Args:
+        x0: (B, L) int64.
+        stays_t, stays_s: (B,) float64, P at the two gammas.
+        uniforms: (B, 2 L) float64 in [0, 1): u of every position, then which token it becomes.
+    """
+    u, which = uniforms.chunk(2, -1)
+    other = (which * (vocab_size - 1)).long().clamp(max=vocab_size - 2)
+    other += other >= x0
+    xt, xs = (torch.where(u < stays.unsqueeze(-1), x0, other) for stays in (stays_t, stays_s))
+    return xt, xs
 
 
 class Relaxed(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.parameterization import Prediction
+from diffusion.parameterization import Prediction, flat
 
 
 class LossOutput(NamedTuple):
@@ -58,6 +58,26 @@ def masked_nelbo(
     token_nll = torch.zeros(batch_size * length, dtype=nll.dtype, device=nll.device)
     token_nll[rows] = weight.to(nll.dtype)[sequence] * nll
     return LossOutput(loss, token_nll.view(batch_size, length), loss_mask)
+
+
+def cross_entropy(
+    prediction: Prediction, x0: Tensor, loss_mask: Tensor, num_tokens: Tensor | int
+) -> LossOutput:
+    """-log x_theta[x0] at every position inside ``loss_mask``, summed and divided by ``num_tokens``.
+
+    It is for models without masks: no position carries its token over.
+
+    Args:
+        prediction: the network's answer at xt.
+        x0: (B, L) int64 clean ids.
+        loss_mask: (B, L) bool, False at padding.
+        num_tokens: as in ``masked_nelbo``.
+    """
+    rows = flat(loss_mask)
+    weight = torch.as_tensor(1 / num_tokens, dtype=prediction.dtype, device=rows.device)
+    loss, nll = prediction.weighted_nll(rows, x0.flatten()[rows], weight.expand(len(rows)))
+    token_nll = torch.zeros(x0.shape, dtype=nll.dtype, device=x0.device).masked_scatter(loss_mask, nll)
+    return LossOutput(loss, token_nll, loss_mask)
 
 
 def count_weight(num_masked: Tensor, loss_mask: Tensor) -> Tensor:

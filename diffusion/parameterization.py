@@ -6,7 +6,8 @@ it where somebody asks. Shapes: B batch, L length, D width, V vocabulary with th
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,6 @@ class Prediction:
         self.xt = xt
         self.mask_id = mask_id
         self.dtype = torch.promote_types(dtype, head_dtype)
-        self._chunk_elements = chunk_elements
         self._features = features.flatten(0, 1).to(head_dtype)
         self._head = LinearHead(
             weight.to(head_dtype),
@@ -70,12 +70,11 @@ class Prediction:
         """(B, L, D), what the head turns into log-probabilities, in the head's precision."""
         return self._features.view(*self.xt.shape, -1)
 
-    def with_features(self, features: Tensor, xt: Tensor) -> Prediction:
+    def with_features(self, features: Tensor, xt: Tensor) -> Self:
         """The same head behind other features (B, L, D), at ids xt (B, L)."""
-        head = self._head
-        return Prediction(
-            features, head.weight, head.bias, xt, self.mask_id, self.dtype, self._chunk_elements
-        )
+        other = copy.copy(self)
+        other.xt, other._features = xt, features.flatten(0, 1).to(self._features.dtype)
+        return other
 
     def at(self, rows: Tensor) -> Tensor:
         """Log-probabilities (N, V) of x0 at chosen positions, differentiable.
@@ -140,7 +139,7 @@ class Prediction:
         the divergences and -log x_theta[target], (N,), detached. Chunk by chunk, as ``weighted_nll``.
 
         Args:
-            rows: as in ``at``; all at masked positions.
+            rows: as in ``at``; none at positions that carry their token over.
             teacher: another prediction at the same positions; a constant.
             kind: see ``diffusion.divergences``.
             targets: (N,) int64.
@@ -170,6 +169,32 @@ class Prediction:
 
     def _full_precision(self) -> torch.autocast:
         return torch.autocast(self._features.device.type, enabled=False)
+
+
+class TimedPrediction(Prediction):
+    """A prediction whose meaning depends on the noise level.
+
+    Args:
+        sigma: (B,) total noise of each sequence.
+        features, weight, bias, xt, mask_id, dtype: see ``Prediction``.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        xt: Tensor,
+        mask_id: int,
+        sigma: Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(features, weight, bias, xt, mask_id, dtype)
+        self._sigma = sigma
+
+    def sigma(self, rows: Tensor) -> Tensor:
+        """That of chosen positions, (N, 1); ``rows`` (N,) are indices into the flattened B*L positions."""
+        return self._sigma.to(self.dtype)[rows // self.xt.shape[1]].unsqueeze(1)
 
 
 def flat(rows: Tensor) -> Tensor:

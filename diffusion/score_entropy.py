@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion.linear_nll import weighted_linear_nll
-from diffusion.parameterization import Prediction, flat
+from diffusion.parameterization import TimedPrediction, flat
 
 
 def score_entropy(rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,29 +34,12 @@ def score_entropy(rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor,
     return loss, exponentials.scatter_add_(1, targets, -divisor.expand_as(targets)), divisor
 
 
-class Score(Prediction):
+class Score(TimedPrediction):
     """What a network of the score says about x0 given xt.
 
     As a ``Prediction`` it is the normalised score, which estimates x_theta: every sampler of masked models
     can read it. Only its loss, and ``log_score``, are those of the score as it stands.
-
-    Args:
-        sigma: (B,) total noise of each sequence.
-        features, weight, bias, xt, mask_id, dtype: see ``Prediction``.
     """
-
-    def __init__(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        xt: Tensor,
-        mask_id: int,
-        sigma: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(features, weight, bias, xt, mask_id, dtype)
-        self._sigma = sigma
 
     def log_score(self, rows: Tensor) -> Tensor:
         """log(p_t(y) / p_t(mask)) at masked positions, (N, V), differentiable; 0 for the mask itself.
@@ -64,8 +47,7 @@ class Score(Prediction):
         Args:
             rows: (N,) int64 indices into the flattened B*L positions.
         """
-        sigma = self._sigma.to(self.dtype)[rows // self.xt.shape[1]].unsqueeze(1)
-        log_score = self.logits(rows) - sigma.expm1().log() - math.log(self.vocab_size - 1)
+        log_score = self.logits(rows) - self.sigma(rows).expm1().log() - math.log(self.vocab_size - 1)
         mask = torch.tensor([self.mask_id], device=rows.device)
         return log_score.index_fill(1, mask, 0.0)
 

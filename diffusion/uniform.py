@@ -101,10 +101,6 @@ class UniformPrediction(Prediction):
     ) -> None:
         super().__init__(features, weight, bias, xt, None, dtype, chunk_elements)
 
-    def with_features(self, features: Tensor, xt: Tensor) -> UniformPrediction:
-        head = self._head
-        return UniformPrediction(features, head.weight, head.bias, xt, self.dtype, self._chunk_elements)
-
     def at(self, rows: Tensor) -> Tensor:
         """Log-probabilities (N, V) at chosen positions, differentiable; ``rows`` as in ``Prediction.at``."""
         return self.logits(flat(rows)).log_softmax(-1)

@@ -53,7 +53,9 @@ class Ancestral(Sampler):
         decision = decide(state.x == self.mask_id, self.schedule.alpha(state.t), alpha_s, uniforms)
 
         called = self.calls(decision)
-        idle, busy = (~called).nonzero().squeeze(-1), called.nonzero().squeeze(-1)
+        busy = called.nonzero().squeeze(-1)
+        # Where all are busy nobody need look for the idle ones: each look makes a GPU wait.
+        idle = (~called).nonzero().squeeze(-1) if len(busy) < len(called) else busy[:0]
         if idle.numel():
             part = self.refresh(step, state.select(idle), decision.reset[idle], draws.select(idle))
             state = state.merge(idle, part)

@@ -210,16 +210,16 @@ class Sampler(ABC):
             raise user_error("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
         state = self.begin(State(xt.clone(), times, cond, fixed=fixed))
         nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
-        forward_passes = step = 0
+        forward_passes, step = nfe.new_zeros(()), 0  # counted where they are: asking makes a GPU wait
         while (rows := self.pending(step, state).nonzero().squeeze(-1)).numel():
             part, called = self.step(step, state.select(rows), draws.select(rows))
             after = state.merge(rows, part)
             nfe.index_add_(0, rows, called.long())
-            forward_passes += int(called.any())
+            forward_passes += called.any()
             if on_step is not None:
                 on_step(step, state, after)
             state, step = after, step + 1
-        return Samples(state.x, nfe, forward_passes, state.cond)
+        return Samples(state.x, nfe, int(forward_passes), state.cond)
 
     def predict(self, state: State) -> Prediction:
         """Call the network once at the state's own times."""

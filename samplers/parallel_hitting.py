@@ -123,6 +123,10 @@ class Past:
         """A call of all rows of ``state`` at its times."""
         return cls(prediction, torch.arange(len(state.x), device=state.x.device), state.t, wrote)
 
+    def at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """What that call said (N, V), float64, at positions ``columns`` (N,) of the rows ``rows`` (N,)."""
+        return self.prediction.at(self.row[rows] * self.wrote.shape[1] + columns).double()
+
     def select(self, rows: Tensor) -> Past:
         return Past(self.prediction, self.row[rows], self.t[rows], self.wrote[rows])
 
@@ -169,8 +173,7 @@ class ExtrapolatedHitting(ParallelHitting):
             some = (weight > 0).nonzero().squeeze(-1)
             if some.numel() == 0:
                 return log_probs
-            before = past.prediction.at(past.row[rows[some]] * length + columns[some]).double()
-            now = log_probs[some]
+            now, before = log_probs[some], past.at(rows[some], columns[some])
             change = torch.where((now > NEG_INF / 2) & (before > NEG_INF / 2), now - before, 0.0)
             ahead_of_now = (now + weight[some].unsqueeze(-1) * change).log_softmax(-1)
             return log_probs.index_copy(0, some, ahead_of_now)
@@ -226,8 +229,7 @@ class CorrectedHitting(ParallelHitting):
         length = where.shape[1]
 
         def law(rows: Tensor, columns: Tensor) -> Tensor:
-            before = past.prediction.at(past.row[rows] * length + columns).double()
             after = seen.at(rows * length + columns).double()
-            return ((before + after) / 2).log_softmax(-1)
+            return ((past.at(rows, columns) + after) / 2).log_softmax(-1)
 
         return self.write(step, state, where, law, prediction.vocab_size, draws)

@@ -1,22 +1,18 @@
-"""mode=generate_reflow_dataset: the pairs that algo=im-redi trains on."""
+"""mode=generate_reflow_dataset: the pairs that algo=im-redi and algo=rectification train on."""
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from algo import ALGORITHMS
 from data.reflow import REFLOW, ReflowDataset
 from data.reflow_parts import PairStore
 from dataloader import data_settings
+from tasks.processes import ALONE, Processes, launch
 from tasks.reflow_pairs import PairMaker
 from tasks.setup import build_algorithm, build_evaluated
 from utils import user_error
@@ -32,10 +28,10 @@ def generate_reflow_dataset(cfg: DictConfig) -> dict[str, Any]:
     Returns (and writes to ``reflow.save_path``/manifest.json): all that made the pairs, and their mean number
     of network calls.
     """
-    fabric = _launch(cfg)
-    maker = PairMaker(cfg, build_evaluated(cfg).to(fabric.device))
+    processes = launch(cfg)
+    maker = PairMaker(cfg, build_evaluated(cfg).to(processes.device))
     store = PairStore(Path(cfg.reflow.save_path).expanduser(), maker.describe())
-    return maker.fill(store, rank=fabric.global_rank, world_size=fabric.world_size)
+    return maker.fill(store, rank=processes.rank, world_size=processes.world_size)
 
 
 def refuse_without_pairs(cfg: DictConfig) -> None:
@@ -52,7 +48,7 @@ def refuse_without_pairs(cfg: DictConfig) -> None:
         )
 
 
-def with_pairs(cfg: DictConfig, folder: Path) -> DictConfig:
+def with_pairs(cfg: DictConfig, folder: Path, processes: Processes = ALONE) -> DictConfig:
     """``cfg`` with all that the manifest of its pairs knows; missing pairs are made first.
 
     They are made in ``folder``/reflow_data by the weights of ``training.finetune_path`` (the averaged ones
@@ -68,31 +64,9 @@ def with_pairs(cfg: DictConfig, folder: Path) -> DictConfig:
     making = OmegaConf.merge(cfg, {"eval": evaluation, "sampling": {"steps": [max(cfg.sampling.steps)]}})
     maker = PairMaker(making, build_evaluated(making) if start else build_algorithm(making))
     store = PairStore(target, maker.describe())
-    if rank_zero_only.rank == 0:
-        on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-        maker.module.to("cuda" if on_gpu else "cpu")
-        maker.fill(store)
+    maker.module.to(processes.device)
+    maker.fill(store, rank=processes.rank, world_size=processes.world_size)
     while not store.complete:  # the other processes wait
         time.sleep(_POLL_SECONDS)
         store.refresh()
     return OmegaConf.merge(cfg, {"data": {"train": REFLOW}, "reflow": {"save_path": str(target)}})
-
-
-def _launch(cfg: DictConfig) -> L.Fabric:
-    """The processes of ``trainer.devices`` and their ranks, as Lightning starts or finds them."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    asked = OmegaConf.to_container(cfg.trainer)
-    single = cfg.strategy.name == "single_device"
-    fabric = L.Fabric(
-        accelerator=asked["accelerator"],
-        devices=1 if single else asked["devices"],
-        num_nodes=1 if single else asked["num_nodes"],
-    )
-    fabric.launch()
-    started = int(os.environ.get("WORLD_SIZE", fabric.world_size))
-    if started != fabric.world_size:
-        problem = f"{started} processes were started for {fabric.world_size} device(s)"
-        raise user_error(
-            "trainer.devices", str(asked["devices"]), problem, "give as many devices as processes"
-        )
-    return fabric

@@ -28,7 +28,7 @@ from utils import get_logger, user_error
 log = get_logger("reflow")
 
 # What is drawn from a row's key, beside the draws of the sampler (samplers/draws.py).
-_TIME, _MASK, _SEED, _NOISE = range(4)
+_TIME, _MASK, _SEED, _NOISE, _START = range(5)
 _STRATA = 1024  # the times of so many consecutive rows are spread evenly
 _LOG_SECONDS = 60.0
 _POLL_SECONDS = 2.0
@@ -39,16 +39,16 @@ class PairMaker:
 
     Args:
         cfg: ``reflow.*``, ``sampling.*``, ``data.*`` and ``seed``.
-        module: a masked model with its weights, on its device.
+        module: a masked or a uniform-state model with its weights, on its device.
 
     Raises:
         ValueError: this model, or this data, makes no pairs.
     """
 
     def __init__(self, cfg: DictConfig, module: TrainerBase) -> None:
-        if module.family != "absorbing":
-            problem = f"pairs are made by masked models, not by {module.family} ones"
-            raise user_error("algo", cfg.algo.name, problem, "use mdlm, imdm or one distilled from them")
+        if module.family not in ("absorbing", "uniform"):
+            problem = f"pairs are made by diffusion models, not by {module.family} ones"
+            raise user_error("algo", cfg.algo.name, problem, "use mdlm, imdm, duo or one distilled from them")
         counts = module.step_counts()
         if len(counts) > 1:
             shown = ",".join(map(str, counts))
@@ -97,14 +97,15 @@ class PairMaker:
             strata = spread_rows(rows % _STRATA, _STRATA)
             u = training_times(fold_in(keys, _TIME), strata, _STRATA, sampling_eps=0.0, antithetic=True)
             t = (1 - u).clamp(min=2.0**-53)  # in (0, 1]
-            xt = self._noised_text(rows, t, fold_in(keys, _MASK)).to(device)
+            xt, fixed = (part.to(device) for part in self._noised_text(rows, t, fold_in(keys, _MASK)))
         else:
-            t, xt = torch.ones(len(rows), dtype=torch.float64), module.prior(len(rows))
+            t = torch.ones(len(rows), dtype=torch.float64)
+            xt, fixed = module.start(module.prior(len(rows)), fold_in(keys, _START).to(device))
         seeds = random_bits(fold_in(keys, _SEED), 1).squeeze(-1)
         cond = module.draw_cond(fold_in(keys, _NOISE).to(device), xt.shape[1])
         if cfg.reflow.get_seed and cond is not None:
             cond = seeds.to(device).unsqueeze(-1).expand_as(xt)
-        made = module.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps)
+        made = module.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps, fixed=fixed)
         return {
             "xt": xt.int().cpu().numpy(),
             "x0": made.tokens.int().cpu().numpy(),
@@ -140,8 +141,8 @@ class PairMaker:
         log.info("%d pairs, %.1f network calls each, %.0f s -> %s", store.rows, calls, seconds, store.folder)
         return store.manifest
 
-    def _noised_text(self, rows: Tensor, t: Tensor, keys: Tensor) -> Tensor:
-        """Training rows (n, L), corrupted at the times ``t`` (n,)."""
+    def _noised_text(self, rows: Tensor, t: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Training rows (n, L), corrupted at the times ``t`` (n,), and what noise never touches (n, L)."""
         if self._dataset is None:
             self._dataset = get_dataset(self.cfg, self.module.tokenizer, "train")
         batch = self._dataset.fetch(self._shuffled(rows.numpy(), len(self._dataset)))
@@ -152,7 +153,7 @@ class PairMaker:
         keep = torch.zeros_like(x0, dtype=torch.bool)
         keep[:, 0] = self.cfg.training.ignore_bos
         alpha_t = self.module.schedule.alpha(t)
-        return self.module.process.corrupt(x0, alpha_t, uniform(keys, x0.shape[1]), keep)
+        return self.module.process.corrupt(x0, alpha_t, uniform(keys, x0.shape[1]), keep), keep
 
     def _shuffled(self, rows: np.ndarray, num_rows: int) -> np.ndarray:
         """Which rows of the data the pairs ``rows`` (n,) begin with: each epoch has an order of its own."""

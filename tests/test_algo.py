@@ -20,6 +20,7 @@ from trainer_base import TrainerBase
 
 SYMBOLS, LENGTH, BATCH = 12, 10, 16
 MASKED = sorted(name for name, cls in ALGORITHMS.items() if cls.family == "absorbing")
+UNIFORM = sorted(name for name, cls in ALGORITHMS.items() if cls.family == "uniform")
 DRAW_MASKS = [name for name in MASKED if not ALGORITHMS[name].needs_pairs]  # the others have them stored
 # The loss of d3pm is a sum over times, with a part at every position.
 BY_COUNT = [name for name in DRAW_MASKS if name != "d3pm"]
@@ -28,8 +29,9 @@ BY_COUNT = [name for name in DRAW_MASKS if name != "d3pm"]
 def build(*overrides: str, symbols: int = SYMBOLS, noise: float = 0.3) -> TrainerBase:
     """A tiny model whose weights are all non-zero, so that everything it is given matters."""
     settings = {
-        "data": "synthetic-align", "data.vocab_size": symbols, "model": "synthetic", "model.length": LENGTH,
-        "model.hidden_size": 16, "model.cond_dim": 8, "model.n_blocks": 1, "model.n_heads": 2,
+        "algo": "mdlm", "data": "synthetic-align", "data.vocab_size": symbols,
+        "model": "synthetic", "model.length": LENGTH, "model.hidden_size": 16,
+        "model.cond_dim": 8, "model.n_blocks": 1, "model.n_heads": 2,
         "model.noise_dim": 4, "loader.global_batch_size": BATCH, "trainer.precision": 32, "training.ema": 0,
         "wandb": "null",
     }  # fmt: skip
@@ -43,19 +45,20 @@ def build(*overrides: str, symbols: int = SYMBOLS, noise: float = 0.3) -> Traine
     return module.eval()
 
 
-def batch(size: int = BATCH, symbols: int = SYMBOLS) -> dict[str, Tensor]:
-    """Text, and with it what stored pairs have besides."""
+def batch(size: int = BATCH, symbols: int = SYMBOLS, algo: str = "mdlm") -> dict[str, Tensor]:
+    """Text, and with it what stored pairs have besides, with the noise of the algorithm's own process."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(symbols, (size, LENGTH), generator=generator)
     mask = torch.ones_like(ids, dtype=torch.bool)
     t = torch.linspace(0.2, 1, size, dtype=torch.float64)
-    xt = ids.masked_fill(torch.rand(ids.shape, generator=generator) < t[:, None], symbols)
+    replaced = torch.rand(ids.shape, generator=generator) < t[:, None]
     seed = torch.randint(2**62, (size,), generator=generator)
+    noise = torch.randint(symbols, ids.shape, generator=generator) if algo in UNIFORM else symbols
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "row": torch.arange(size),
-        "xt": xt,
+        "xt": torch.where(replaced, noise, ids),
         "t": t,
         "seed": seed,
     }
@@ -67,7 +70,7 @@ def part(whole: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_token_losses_do_not_depend_on_the_micro_batch(algo: str) -> None:
-    module, whole = build(f"algo={algo}"), batch()
+    module, whole = build(f"algo={algo}"), batch(algo=algo)
     for training in (True, False):
         full = module.loss(whole, step=3, num_rows=BATCH, training=training).token_nll
         for rows in (slice(0, 5), slice(5, 16)):
@@ -180,7 +183,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_tensor_over_batch_length_and_vocabulary(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training, validation and sampling stay below B L V elements by far; the full prediction does not."""
     symbols = 6000
-    module, whole = build(f"algo={algo}", symbols=symbols), batch(symbols=symbols)
+    module, whole = build(f"algo={algo}", symbols=symbols), batch(symbols=symbols, algo=algo)
     original = diffusion.linear_nll.LinearHead.__init__
 
     def small_chunks(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ FLOORS = {
     "callbacks": 6,
     "algorithms": 5,
     "trainer_base": 4,
+    "integral": 2,
     "generation": 3,
     "dataloader": 3,
     "eval_mauve": 3,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,86 +23,11 @@ from tests.test_algo import BATCH, LENGTH, batch, build
 from tests.test_conditional import words_tokenizer
 from tests.test_samplers import grid_alphas
 from tests.test_training import run
-from tests.worlds import random_probs, total_variation, tv_noise
+from tests.worlds import UniformWorld, posterior, total_variation, tv_noise
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEDULE = get_schedule("log-linear", 1e-3)
 NUM_SAMPLES = 20_000
-
-
-class UniformWorld:
-    """A law over words of L ids below V with its exact denoiser: x_theta of a position is the law of its
-    token given all other positions. States and words are numbered alike, S = V**L of them."""
-
-    def __init__(self, size: int = 3, length: int = 3, seed: int = 2) -> None:
-        self.size, self.length = size, length
-        self.words = torch.cartesian_prod(*[torch.arange(size)] * length)  # (S, L)
-        self.probs = random_probs(size, length, seed).flatten()
-        self.entropy = -float(torch.special.xlogy(self.probs, self.probs).sum())
-
-    def channel(self, alpha: Tensor | float) -> Tensor:
-        """q(xt_i | x0_i), (V, V): a row for each x0."""
-        return alpha * torch.eye(self.size).double() + (1 - alpha) / self.size
-
-    def likelihoods(self, alpha: Tensor | float) -> Tensor:
-        """q(xt_i | x0_i) of every position, state and word: (L, S of xt, S of x0)."""
-        channel = self.channel(alpha)
-        return torch.stack([channel[w][:, w].T for w in self.words.T])
-
-    def table(self, alpha: Tensor | float, *, others_only: bool = True) -> Tensor:
-        """p(x0_i | xt), or given the other positions of xt alone: (S, L, V)."""
-        each, columns = self.likelihoods(alpha), []
-        for i in range(self.length):
-            seen = [each[j] for j in range(self.length) if j != i or not others_only]
-            joint = torch.stack(seen).prod(0) * self.probs
-            columns.append(joint @ torch.eye(self.size).double()[self.words[:, i]])
-        table = torch.stack(columns, 1)
-        return table / table.sum(-1, keepdim=True)
-
-    def encode(self, xt: Tensor) -> Tensor:
-        return (xt * self.size ** torch.arange(self.length - 1, -1, -1)).sum(-1)
-
-    def frequencies(self, xt: Tensor) -> Tensor:
-        return torch.bincount(self.encode(xt), minlength=len(self.words)).double() / len(xt)
-
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> UniformPrediction:
-        assert (sigma == sigma[:1]).all()
-        log_probs = self.table(torch.exp(-sigma[0].double())).log()[self.encode(xt)]
-        return UniformPrediction(log_probs, torch.eye(self.size).double(), None, xt, torch.float64)
-
-    def draw_cond(self, keys: Tensor, length: int) -> None:
-        return None
-
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> None:
-        return None
-
-    def law(self, alphas: list[float], temperature: float = 1.0, start: Tensor | None = None) -> Tensor:
-        """Law over the states after ancestral steps through ``alphas``, from uniform ids or ``start`` (L,),
-        of which those >= 0 are given; by dense matrices of the posterior as the paper writes it."""
-        start = torch.full((self.length,), -1) if start is None else start
-        given = start >= 0
-        law = ((self.words == start) | ~given).all(-1).double()
-        law /= law.sum()
-        for alpha_t, alpha_s in pairwise(alphas):
-            x = self.table(alpha_t) ** (1 / temperature)
-            moves = posterior(x / x.sum(-1, keepdim=True), self.words, alpha_t, alpha_s)
-            moves[:, given] = torch.eye(self.size).double()[self.words][:, given]
-            matrix = torch.stack([moves[:, i][:, w] for i, w in enumerate(self.words.T)]).prod(0)
-            law = law @ matrix
-        return law
-
-
-def posterior(x: Tensor, xt: Tensor, alpha_t: Tensor | float, alpha_s: Tensor | float) -> Tensor:
-    """(B, L, V), as in Duo: from x_theta (B, L, V)."""
-    size, alpha_ts, here = x.shape[-1], alpha_t / alpha_s, torch.eye(x.shape[-1]).double()[xt]
-    at_xt = x.gather(-1, xt.unsqueeze(-1))
-    numerator = (
-        alpha_t * size * x * here
-        + (alpha_ts - alpha_t) * here
-        + (alpha_s - alpha_t) * x
-        + (1 - alpha_ts) * (1 - alpha_s) / size
-    )
-    return numerator / (alpha_t * size * at_xt + 1 - alpha_t)
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +248,8 @@ def test_argmax_law_is_the_golden_one(size: int) -> None:
 
 def test_discrete_level_is_the_derivative_of_its_alpha() -> None:
     gamma, h = torch.linspace(-3, -1, 5).double(), 1e-5
-    weight, sigma = discrete_level(gamma, 2.5, 40)
-    earlier, later = (torch.exp(-discrete_level(gamma + d, 2.5, 40)[1]) for d in (-h, h))
+    weight, sigma = discrete_level(argmax_law(gamma, 40), 2.5, 40)
+    earlier, later = (torch.exp(-discrete_level(argmax_law(gamma + d, 40), 2.5, 40)[1]) for d in (-h, h))
     numeric = -(later - earlier) / (2 * h) * 2.5 / (1 - torch.exp(-sigma))
     torch.testing.assert_close(weight, numeric, rtol=1e-7, atol=0)
 
@@ -340,7 +264,7 @@ def test_argmax_is_uniform_noise() -> None:
         expected = torch.full((8,), (1 - p) / 7).double().index_fill(0, torch.tensor([3]), p)
         found = torch.bincount(row, minlength=8) / 10_000
         assert ((found - expected).abs() < 4.5 * (expected * (1 - expected) / 10_000).sqrt()).all()
-    alpha = torch.exp(-discrete_level(gamma, 1.0, 8)[1])
+    alpha = torch.exp(-discrete_level(argmax_law(gamma, 8), 1.0, 8)[1])
     torch.testing.assert_close(alpha + (1 - alpha) / 8, stays)
 
 
@@ -397,7 +321,7 @@ def test_a_sharp_curriculum_is_the_uniform_nelbo() -> None:
     del module.backbone.body
     keys = row_keys(module.config.seed, Stream.TRAIN_TIME, 0, torch.arange(BATCH))
     gamma = -4 + 3 * module.times(keys, torch.arange(BATCH), BATCH, True)
-    weight, sigma = discrete_level(gamma, 3.0, module.vocab_size)
+    weight, sigma = discrete_level(argmax_law(gamma, module.vocab_size), 3.0, module.vocab_size)
     torch.testing.assert_close(seen["sigma"], sigma)
     plain = uniform_nelbo(
         module.denoise(seen["xt"], sigma), batch()["input_ids"], weight, sigma, output.loss_mask, 1

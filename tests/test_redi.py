@@ -21,6 +21,7 @@ from trainer_base import TrainerBase
 
 SYMBOLS, LENGTH, BATCH = 3, 4, 16
 TINY = (
+    "algo=mdlm",
     "data=synthetic-align", f"data.vocab_size={SYMBOLS}", "model=synthetic", f"model.length={LENGTH}",
     "model.hidden_size=16", "model.cond_dim=8", "model.n_blocks=1", "model.n_heads=2", "model.noise_dim=4",
     f"loader.global_batch_size={BATCH}", "loader.eval_global_batch_size=256", "loader.num_workers=0",

@@ -25,6 +25,7 @@ from tasks.setup import build_algorithm
 
 SYMBOLS, LENGTH = 2, 4
 TINY = (
+    "algo=mdlm",
     "data=synthetic-align", f"data.vocab_size={SYMBOLS}", "model=synthetic", f"model.length={LENGTH}",
     "model.hidden_size=16", "model.cond_dim=8", "model.n_blocks=1", "model.n_heads=2", "model.noise_dim=4",
     "mode=generate_reflow_dataset", "eval.checkpoint_path=none", "reflow.num_reflow_samples=50",
@@ -171,9 +172,10 @@ def test_more_rows_than_data_begin_a_new_order_and_new_draws(monkeypatch: pytest
     assert seen[0][:12] != seen[0][12:24] and len(set(made["t"].tolist())) == 30
 
 
-def test_ranks_make_disjoint_rows(tmp_path: Path) -> None:
-    alone = fill(tmp_path / "alone", maker("algo=imdm"))
-    made_by = maker("algo=imdm")
+@pytest.mark.parametrize("algo", ["imdm", "duo_base"])
+def test_ranks_make_disjoint_rows(algo: str, tmp_path: Path) -> None:
+    alone = fill(tmp_path / "alone", maker(f"algo={algo}"))
+    made_by = maker(f"algo={algo}")
     store = PairStore(tmp_path / "three", made_by.describe())
     for rank in (2, 1):
         made_by.fill(store, rank=rank, world_size=3)
@@ -184,14 +186,15 @@ def test_ranks_make_disjoint_rows(tmp_path: Path) -> None:
     assert equal(alone, arrays(tmp_path / "three"))
 
 
+@pytest.mark.parametrize("algo", ["imdm", "duo_base"])
 def test_a_killed_run_goes_on_and_a_finished_one_calls_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fill(tmp_path / "whole", maker("algo=imdm"))
+    whole = fill(tmp_path / "whole", maker(f"algo={algo}"))
     made: list[list[int]] = []
 
     def killed_after(number: int) -> PairMaker:
-        made_by = maker("algo=imdm")
+        made_by = maker(f"algo={algo}")
 
         def make(rows: Tensor) -> dict[str, np.ndarray]:
             if len(made) == number:
@@ -342,7 +345,7 @@ def test_folders_without_a_manifest(stored: Path, tmp_path: Path, caplog: pytest
     with pytest.raises(ValueError, match="pairs without a manifest"):
         PairStore(tmp_path, maker().describe())
     broken = (
-        ("x0", np.where(files["x0"] == 0, 3, files["x0"]), "x0.npy has ids"),
+        ("x0", np.where(files["xt"] == SYMBOLS, 3, files["x0"]), "x0.npy has ids"),
         ("x0", files["xt"], "x0.npy holds the mask"),
         ("t", files["t"] * 0, "outside"),
         ("t", files["t"][:-1], r"have shapes \(50, 4\)"),

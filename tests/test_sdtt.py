@@ -15,7 +15,8 @@ from test_training import run
 from torch import Tensor
 from worlds import NoisyWorld, World, random_probs
 
-from algorithms.sdtt import IMSDTT, Teacher
+from algorithms.rounds import Teacher
+from algorithms.sdtt import IMSDTT
 from diffusion.distillation import GrowthPlan, teacher_times
 from diffusion.noise import get_schedule
 from diffusion.parameterization import Denoiser, Prediction
@@ -261,12 +262,12 @@ def test_the_teacher_is_out_of_sight_and_does_not_move() -> None:
     assert all(not p.requires_grad for p in module.teacher.backbone.parameters())
     noised = module.noised(batch(), 0, BATCH, True)
     draws = KeyedDraws(torch.arange(BATCH))
-    before = module._targets(noised.xt, noised.sigma, noised.cond, draws)
+    before = module._targets(noised, draws)
     module.train()  # neither dropout nor the student's learnable noise reaches the teacher
     with torch.no_grad():
         module.backbone.vocab_embed.learnable_noise_mu += 1
         module.backbone.head.bias.mul_(2)
-    after = module._targets(noised.xt, noised.sigma, noised.cond, draws)
+    after = module._targets(noised, draws)
     assert torch.equal(before.full(), after.full())
     assert not before.features.requires_grad
 

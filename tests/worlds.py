@@ -5,6 +5,7 @@ Shapes: K symbols, L positions, V = K + 1 ids (one of them the mask), S = states
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from diffusion.parameterization import Prediction
 from diffusion.randomness import fold_in, random_bits
+from diffusion.uniform import UniformPrediction
 
 NEG_INF = -1e6
 
@@ -208,6 +210,96 @@ class NoisyDenoiser:
     def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor:
         assert cond is not None
         return torch.where(where, self.draw_cond(keys, cond.shape[1]), cond)
+
+
+class UniformWorld:
+    """A law over words of L ids below V with its exact denoiser: x_theta of a position is the law of its
+    token given all other positions. States and words are numbered alike, S = V**L of them."""
+
+    def __init__(self, size: int = 3, length: int = 3, seed: int = 2) -> None:
+        self.size, self.length = size, length
+        self.words = torch.cartesian_prod(*[torch.arange(size)] * length)  # (S, L)
+        self.probs = random_probs(size, length, seed).flatten()
+        self.entropy = -float(torch.special.xlogy(self.probs, self.probs).sum())
+
+    def channel(self, alpha: Tensor | float) -> Tensor:
+        """q(xt_i | x0_i), (V, V): a row for each x0."""
+        return alpha * torch.eye(self.size).double() + (1 - alpha) / self.size
+
+    def likelihoods(self, alpha: Tensor | float) -> Tensor:
+        """q(xt_i | x0_i) of every position, state and word: (L, S of xt, S of x0)."""
+        channel = self.channel(alpha)
+        return torch.stack([channel[w][:, w].T for w in self.words.T])
+
+    def table(self, alpha: Tensor | float, *, others_only: bool = True) -> Tensor:
+        """p(x0_i | xt), or given the other positions of xt alone: (S, L, V)."""
+        each, columns = self.likelihoods(alpha), []
+        for i in range(self.length):
+            seen = [each[j] for j in range(self.length) if j != i or not others_only]
+            joint = torch.stack(seen).prod(0) * self.probs
+            columns.append(joint @ torch.eye(self.size).double()[self.words[:, i]])
+        table = torch.stack(columns, 1)
+        return table / table.sum(-1, keepdim=True)
+
+    def encode(self, xt: Tensor) -> Tensor:
+        return (xt * self.size ** torch.arange(self.length - 1, -1, -1)).sum(-1)
+
+    def frequencies(self, xt: Tensor) -> Tensor:
+        return torch.bincount(self.encode(xt), minlength=len(self.words)).double() / len(xt)
+
+    def denoiser(self) -> UniformWorld:
+        return self
+
+    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> UniformPrediction:
+        if (sigma == sigma[:1]).all():
+            law = self.table(torch.exp(-sigma[0].double()))[self.encode(xt)]
+        else:  # the table's rows at each row's own time
+            alpha = torch.exp(-sigma.double())[:, None, None]
+            each = alpha * (xt[:, None] == self.words) + (1 - alpha) / self.size  # (B, S, L)
+            eye, others = torch.eye(self.size).double(), 1 - torch.eye(self.length).long()
+            joint = [each[..., seen > 0].prod(-1) * self.probs for seen in others]
+            law = torch.stack([joint[i] @ eye[self.words[:, i]] for i in range(self.length)], 1)
+        log_probs = (law / law.sum(-1, keepdim=True)).log()
+        return UniformPrediction(log_probs, torch.eye(self.size).double(), None, xt, torch.float64)
+
+    def draw_cond(self, keys: Tensor, length: int) -> None:
+        return None
+
+    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> None:
+        return None
+
+    def law(self, alphas: list[float], temperature: float = 1.0, start: Tensor | None = None) -> Tensor:
+        """Law over the states after ancestral steps through ``alphas``, from uniform ids or ``start`` (L,),
+        of which those >= 0 are given."""
+        start = torch.full((self.length,), -1) if start is None else start
+        law = ((self.words == start) | (start < 0)).all(-1).double()
+        for moves in self.moves(alphas, temperature, given=start >= 0):
+            law = law @ moves
+        return law / law.sum()
+
+    def moves(
+        self, alphas: list[float], temperature: float = 1.0, given: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Dense (S, S) matrices of the steps, by the posterior as the paper writes it."""
+        for alpha_t, alpha_s in pairwise(alphas):
+            x = self.table(alpha_t) ** (1 / temperature)
+            moves = posterior(x / x.sum(-1, keepdim=True), self.words, alpha_t, alpha_s)
+            if given is not None:
+                moves[:, given] = torch.eye(self.size).double()[self.words][:, given]
+            yield torch.stack([moves[:, i][:, w] for i, w in enumerate(self.words.T)]).prod(0)
+
+
+def posterior(x: Tensor, xt: Tensor, alpha_t: Tensor | float, alpha_s: Tensor | float) -> Tensor:
+    """(B, L, V), as in Duo: from x_theta (B, L, V)."""
+    size, alpha_ts, here = x.shape[-1], alpha_t / alpha_s, torch.eye(x.shape[-1]).double()[xt]
+    at_xt = x.gather(-1, xt.unsqueeze(-1))
+    numerator = (
+        alpha_t * size * x * here
+        + (alpha_ts - alpha_t) * here
+        + (alpha_s - alpha_t) * x
+        + (1 - alpha_ts) * (1 - alpha_s) / size
+    )
+    return numerator / (alpha_t * size * at_xt + 1 - alpha_t)
 
 
 def _all_words(base: int, length: int) -> Tensor:
