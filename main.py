@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ from config.arguments import CommandLine, read_command_line
 from config.cli import compose_clean, dropped_warning, finish, register_schema
 from config.help import help_text
 from config.keys import CONFIG_DIR
-from utils import get_logger, setup_logging
+from config.schema import ONE_DEVICE_MODES
+from utils import FromFirst, get_logger, setup_logging
 
 ROOT = Path(__file__).resolve().parent
 USER_MISTAKE = 2
+PATIENCE_SECONDS = 20.0  # a busy machine takes some to end a process
 INTERRUPTED = 130  # 128 + SIGINT, as of other programs
+PARENT = os.getppid()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,14 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in line.jobs():
             finish(compose_clean(job))
     except ValueError as error:
-        return _tell(error) if rank == 0 else USER_MISTAKE
+        return _tell(error, rank)
     if rank == 0:
         for warning in dropped_warning(line.overrides):
             get_logger("config").warning(warning)
     try:
         return _run(line, rank)
     except KeyboardInterrupt:
-        print("interrupted; files that were written are whole", file=sys.stderr)
+        if rank == 0:
+            print("interrupted; files that were written are whole", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -80,17 +85,23 @@ def _job(cfg: DictConfig, rank: int) -> int:
         for warning in finish(cfg):
             if rank == 0:
                 get_logger("config").warning(warning)
+        if rank > 0 and cfg.mode in ONE_DEVICE_MODES:
+            return 0
         from tasks import MODES  # here, because it imports torch and lightning: mistakes are told before
 
         MODES[cfg.mode](cfg)
     except ValueError as error:
         if not _is_ours(error):
             raise
-        return _tell(error)
+        return _tell(error, rank)
     except OSError as error:  # a full disk, an unwritable folder: the file says more than a traceback
         if error.filename is None:
             raise
-        return _tell(ValueError(f"{error.filename}: {error.strerror}; make room, or choose another place"))
+        mend = "make room, or choose another place"
+        return _tell(ValueError(f"{error.filename}: {error.strerror}; {mend}"), rank)
+    except SystemExit:
+        _let_first_end(rank)
+        raise
     return 0
 
 
@@ -101,19 +112,42 @@ def _is_ours(error: ValueError) -> bool:
     return where.is_relative_to(ROOT) and "site-packages" not in where.parts
 
 
-def _tell(error: ValueError) -> int:
+def _tell(error: ValueError, rank: int) -> int:
+    """One line, of the first process; of another one if it alone is in trouble, and has not been ended."""
     if os.environ.get("FULL_TRACEBACK") == "1":
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if _let_first_end(rank) or isinstance(error, FromFirst):
+        return USER_MISTAKE
+    where = f" (process {rank})" if rank else ""
+    print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
     return USER_MISTAKE
 
 
+def _let_first_end(rank: int) -> bool:
+    """Whether the process that started this one is gone: it has told what all would tell.
+
+    A launcher ends all processes when one has failed. Those behind the first give it some seconds, so that
+    its message is the one that is read.
+    """
+    waited = 0.0
+    while rank > 0 and waited < PATIENCE_SECONDS:
+        if os.getppid() != PARENT:
+            return True
+        time.sleep(0.1)
+        waited += 0.1
+    return False
+
+
 def _rank() -> int:
-    """The rank that a launcher gave this process; one process tells what all would tell."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    """The rank that a launcher gave this process; one process tells what all would tell.
+
+    Without a launcher it is 0 for the first process, and any other number for the others.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
-    return 0
+    numbers = [os.environ.get(name, "") for name in ("LOCAL_RANK", "NODE_RANK")]
+    return max(int(number) if number.isdigit() else 0 for number in numbers)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from utils import user_error
 
@@ -77,7 +78,7 @@ class WatchedModule(L.LightningModule):
         self._pending.append(loss.detach())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.grad_norm = nn.utils.get_total_norm([p.grad for p in _held(optimizer) if p.grad is not None])
+        self.grad_norm = _total_norm(p.grad for p in _held(optimizer) if p.grad is not None)
 
     def configure_gradient_clipping(
         self,
@@ -109,7 +110,7 @@ class WatchedModule(L.LightningModule):
         """
         if not self._steps:
             return
-        weights = nn.utils.get_total_norm([p.detach() for p in self.trainable()])
+        weights = _total_norm(p.detach() for p in self.trainable())
         found = self.over_devices(torch.stack([value.float() for value in (*self._seen, weights)])).tolist()
         for name, value in zip(WATCHED, found, strict=True):
             if not math.isfinite(value):
@@ -136,6 +137,12 @@ class WatchedModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()
+
+
+def _total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together, 0-d; of shards that of the whole, on all devices."""
+    norm = nn.utils.get_total_norm(list(tensors))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _held(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from data.tokenizers import mask_id_of
@@ -26,6 +28,7 @@ from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
+from models.sharding import collected, gathered, shard
 from optimizers import adamw, train_only
 from schedulers import lr_multiplier
 
@@ -54,6 +57,8 @@ class TrainerBase(GeneratingModule):
             self.backbone = DiT(self.backbone_config())
         train_only(self.backbone, config.optim.ln_tune)
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
+        self.backbone.compile_blocks(config.model.compile)
+        self.backbone.checkpointing = config.training.activation_checkpointing
         self.ema = self._make_ema()
         self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
 
@@ -113,6 +118,7 @@ class TrainerBase(GeneratingModule):
             softcap=model.softcap,
             qk_norm=model.qk_norm,
             causal=False,
+            attention=model.attention,
             mask_noise=self.mask_noise_config(),
         )
 
@@ -130,6 +136,13 @@ class TrainerBase(GeneratingModule):
         """Evaluate with the averaged weights inside the block (the raw ones when EMA is off)."""
         with self.ema.applied(self) if self.uses_ema else contextlib.nullcontext():
             yield
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Leave this device its shards of weights and averages (models/sharding.py): before the optimizer is
+        made, and of modules that are the same on all devices."""
+        shard(self.backbone, mesh)
+        if self.ema is not None:
+            self.ema.follow_shards(self.named_parameters())
 
     # Optimisation ---------------------------------------------------------------------------------
 
@@ -200,6 +213,11 @@ class TrainerBase(GeneratingModule):
 
     def on_validation_epoch_start(self) -> None:
         self.valid_nelbo.reset()
+        # Shards are gathered once for all batches and samples, of which devices need not have equally many.
+        self._validation = contextlib.ExitStack()
+        if isinstance(self.backbone, FSDPModule):
+            self._validation.enter_context(self.ema_weights())
+            self._validation.enter_context(gathered(self.backbone))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         with self.ema_weights():
@@ -213,6 +231,7 @@ class TrainerBase(GeneratingModule):
     def on_validation_epoch_end(self) -> None:
         result = self.valid_nelbo.compute()
         self.log_dict({f"val/{name}": result[name] for name in ("nll", "bpd", "ppl")}, sync_dist=True)
+        self._validation.close()  # callbacks have sampled before
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -223,7 +242,7 @@ class TrainerBase(GeneratingModule):
         names, sums = zip(*self.train_nelbo.metric_state.items(), strict=True)
         checkpoint["train_nelbo"] = dict(zip(names, self.over_devices(torch.stack(sums)).cpu(), strict=True))
         if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
+            checkpoint["ema"] = collected(self.ema.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ema is not None and "ema" in checkpoint:

@@ -24,6 +24,10 @@ def user_error(key: str, value: object, problem: str, mend: str) -> ValueError:
     return ValueError(f"{key}={shown}: {problem}; {mend}")
 
 
+class FromFirst(ValueError):
+    """An error of the user that the first of several processes met and tells; the others just end."""
+
+
 def get_logger(name: str) -> logging.Logger:
     """A logger of this program; handlers are set once, by ``setup_logging``."""
     return logging.getLogger(f"imdm.{name}")
@@ -40,14 +44,14 @@ class _AboveBars(logging.Handler):
 
 
 def setup_logging(rank: int = 0) -> None:
-    """Print this program's messages to standard error, one line each; ranks above 0 only warn."""
+    """Print this program's messages to standard error, one line each; ranks above 0 only tell errors."""
     logger = logging.getLogger("imdm")
     if not logger.handlers:
         handler = _AboveBars()
         handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ class SampleAtValidation(Callback):
                     number, num_steps, first_row=trainer.global_rank * number, batch_size=batch
                 )
             texts = module.tokenizer.batch_decode(samples.tokens)
+            everything = _of_all_devices(trainer, texts)
             sums = [float(sample_entropy(samples.tokens.cpu()).sum()), float(number), 0.0, 0.0]
             if self.judge is not None:
                 scores = self.judge.scores(texts, module.device, length)
@@ -67,7 +68,7 @@ class SampleAtValidation(Callback):
             module.log(f"val/sample_entropy_T{num_steps}", measured["entropy"], sync_dist=True)
             if measured["generative_ppl"] is not None:
                 module.log(f"val/gen_ppl_T{num_steps}", measured["generative_ppl"], sync_dist=True)
-            self._record(trainer, module, {"steps": num_steps, **measured, "length": length}, texts)
+            self._record(trainer, module, {"steps": num_steps, **measured, "length": length}, everything)
 
     @rank_zero_only
     def _warn(self, problem: str) -> None:
@@ -84,6 +85,15 @@ class SampleAtValidation(Callback):
         write_json(
             folder / f"step{trainer.global_step}-T{run['steps']}.json", {**run, "generated_seqs": texts}
         )
+
+
+def _of_all_devices(trainer: L.Trainer, texts: list[str]) -> list[str]:
+    """The texts in the order of their rows, as one device would have written them."""
+    if trainer.world_size == 1:
+        return texts
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, texts)
+    return [text for part in parts for text in part]
 
 
 def _sum_over_devices(trainer: L.Trainer, values: list[float]) -> list[float]:

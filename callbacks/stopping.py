@@ -11,12 +11,15 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
 from utils import user_error
 
 # What a user, a system that shuts down and a scheduler send.
+_GO_ON, _TIME = -1, 0  # beside the numbers of signals, which are positive
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -101,7 +104,7 @@ class Stopping(Callback):
         in_validation = self._checkpoints.validating and self._single
         if signum == signal.SIGINT if again else in_validation:
             raise TrainingStopped(signum)
-        if signum == signal.SIGINT:
+        if signum == signal.SIGINT and rank_zero_only.rank == 0:
             # No print: a signal may come in the middle of one.
             os.write(2, b"\nstopping after this step; Ctrl-C again: at once\n")
 
@@ -109,9 +112,10 @@ class Stopping(Callback):
         if trainer.global_step == self._step_before:
             return  # amid the micro-batches of a step
         self._step_before = trainer.global_step
-        stop = self._signum is not None or time.monotonic() >= self._end
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        reason = self._signum or (_TIME if time.monotonic() >= self._end else _GO_ON)
+        if trainer.world_size > 1:  # a signal may reach one process alone; all end for the same reason
+            own = torch.tensor(int(reason), device=trainer.strategy.root_device)
+            reason = int(trainer.strategy.reduce(own, reduce_op="max"))
+        if reason != _GO_ON:
             self._checkpoints.save(trainer)
-            raise TrainingStopped(self._signum)
+            raise TrainingStopped(None if reason == _TIME else reason)

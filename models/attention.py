@@ -1,50 +1,54 @@
-"""Attention, its one entry point and its backends, and rotary positions.
+"""Attention, its one entry point, rotary positions, the cache of keys and values.
 
 Shapes: B batch, L length, H heads, E width of a head.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention_backends import (
+    FLASH_MODULES,
+    choose,
+    flash_attention,
+    flex_attention,
+    plain_attention,
+)
+
 # Above this many scores the plain path would keep too much for the backward pass (64 MB a block in bfloat16).
 PLAIN_MAX_SCORES = 2**25
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0, backend: str = "auto"
+) -> Tensor:
     """Softmax attention, scale 1/sqrt(E).
 
     Args:
         q, k, v: (B, H, L, E), any strides; with fewer queries than keys the queries are the last positions.
         causal: position i sees positions up to i only.
         softcap: if positive, the scaled scores s become softcap * tanh(s / softcap).
+        backend: see ``models.attention_backends.choose``. The few queries of a cache may go the plain way
+            whatever it says: their scores are small.
 
     Returns:
         (B, H, L, E).
     """
     causal = causal and q.shape[2] > 1  # one query, the last, sees everything
+    way = choose(backend, q.device.type, q.dtype, q.shape[3], softcap > 0)
+    if way in FLASH_MODULES:
+        return flash_attention(q, k, v, causal=causal, softcap=softcap, name=way)
+    if way == "flex" and q.shape[2] == k.shape[2]:
+        return flex_attention(q, k, v, causal=causal, softcap=softcap)
     # PyTorch's causal mask takes queries for the first positions.
     later = causal and q.shape[2] < k.shape[2]
-    if softcap > 0 or later or _plain_is_faster(q, k):
+    if way != "sdpa" or later or (backend == "auto" and _plain_is_faster(q, k)):
         return plain_attention(q, k, v, causal=causal, softcap=softcap)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softcap: float = 0.0) -> Tensor:
-    """As :func:`attention`, with the scores (B, H, L, L) in memory."""
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-    if softcap > 0:
-        scores = softcap * torch.tanh(scores / softcap)
-    if causal:
-        before = k.shape[2] - q.shape[2]
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(before)
-        scores = scores.masked_fill(~seen, -math.inf)
-    return scores.softmax(-1) @ v
 
 
 def _plain_is_faster(q: Tensor, k: Tensor) -> bool:

@@ -8,16 +8,22 @@ or 1 when all sequences share their sigma.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import KeyValues, Rotary, attention, rotate_qkv
+from models.attention_backends import BACKENDS
+from models.compilation import compiled, of_any_batch
 from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
 from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
+from models.sharding import open_root
 from utils import user_error
 
 __all__ = ["BackboneConfig", "DiT", "MaskNoiseConfig"]
@@ -41,6 +47,7 @@ class BackboneConfig:
         softcap: bound on attention scores; 0 or less is off.
         qk_norm: LayerNorm of queries and keys, per head.
         causal: autoregressive, without sigma.
+        attention: which kernels, see ``models.attention_backends.choose``.
         mask_noise: the random state of masks (IMDM), or None.
     """
 
@@ -55,6 +62,7 @@ class BackboneConfig:
     softcap: float = -1.0
     qk_norm: bool = False
     causal: bool = False
+    attention: str = "auto"
     mask_noise: MaskNoiseConfig | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +76,8 @@ class BackboneConfig:
                 f"does not split into {self.n_heads} heads of even width",
                 "change it or model.n_heads",
             )
+        if self.attention not in BACKENDS:
+            raise user_error("model.attention", self.attention, "unknown", f"use {', '.join(BACKENDS)}")
         if not 0 <= self.dropout < 1:
             raise user_error("model.dropout", self.dropout, "not a probability below 1", "0 turns it off")
         if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
@@ -82,7 +92,8 @@ class DiT(nn.Module):
     """Ids in, features or logits out.
 
     Start weights are drawn from PyTorch's global generator: seed it around the constructor. ``precision``
-    can be set at any time (models/precision.py).
+    can be set at any time (models/precision.py), and so can ``checkpointing``: blocks then keep their input
+    alone and are computed again in the backward pass, dropout included (Chen et al., arXiv 1604.06174).
 
     Args:
         config: hyper-parameters.
@@ -92,6 +103,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.precision = Precision()
+        self.checkpointing = False
         self.vocab_embed = VocabEmbedding(
             config.vocab_size, config.hidden_size, config.mask_id, config.mask_noise
         )
@@ -103,7 +115,19 @@ class DiT(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The map from features to logits, D -> V."""
+        open_root(self)
         return self.output_layer.linear
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embeddings of all ids, (V, D)."""
+        open_root(self)
+        return self.vocab_embed.embedding
+
+    def compile_blocks(self, on: bool = True) -> None:
+        """Run the blocks compiled (models/compilation.py) from now on; parameters keep their names."""
+        for block in self.blocks:
+            block.compiled = on
 
     def new_cache(self, capacity: int) -> list[KeyValues]:
         """An empty cache for ``body`` of a causal model: one entry a block, for ``capacity`` positions."""
@@ -132,15 +156,33 @@ class DiT(nn.Module):
         Returns:
             (B, L, D) float32, after the final norm and modulation.
         """
+        # A tensor with gradients would let shards send theirs before those of its own making are there.
+        return self.sharded_body(x, sigma, cond, cache, None if embedded is None else lambda: embedded)
+
+    def sharded_body(
+        self,
+        x: Tensor,
+        sigma: Tensor | None,
+        cond: Tensor | None,
+        cache: list[KeyValues] | None,
+        embedded: Callable[[], Tensor] | None,
+    ) -> Tensor:
+        """What ``body`` does; models/sharding.py makes weights whole around it."""
         # Precision is explicit in here, whatever autocast says outside.
         with torch.autocast(x.device.type, enabled=False):
-            hidden = self.vocab_embed(x, cond) if embedded is None else embedded
+            hidden = self.vocab_embed(x, cond) if embedded is None else embedded()
             condition = None if self.sigma_map is None else F.silu(self.sigma_map(_shared(sigma, x.device)))
             start = cache[0].length if cache else 0
             rotary = self.rotary_emb(start + x.shape[1], self.precision.dtype, start)
+            again = self.checkpointing and torch.is_grad_enabled() and not cache
             for block, seen in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-                hidden = block(hidden, condition, rotary, self.precision.dtype, seen)
+                arguments = hidden, condition, rotary, self.precision.dtype, seen
+                hidden = self._checkpointed(block, *arguments) if again else block(*arguments)
             return self.output_layer(hidden, condition)
+
+    def _checkpointed(self, block: Block, *arguments: Any) -> Tensor:
+        draws = self.training and self.config.dropout > 0
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=draws)
 
     def forward(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) float32; arguments as in ``body``."""
@@ -165,6 +207,7 @@ class Block(nn.Module):
         super().__init__()
         width, head_dim = config.hidden_size, config.hidden_size // config.n_heads
         self.config = config
+        self.compiled = False
         if config.qk_norm:
             self.q_norm = nn.LayerNorm(head_dim)
             self.k_norm = nn.LayerNorm(head_dim)
@@ -198,6 +241,19 @@ class Block(nn.Module):
             dtype: of the matrix products.
             seen: keys and values of earlier positions, to which those of x are added.
         """
+        # A cache grows with every call: compiled, each of its lengths would be a new program.
+        if not self.compiled or seen is not None:
+            return self._run(x, condition, rotary, dtype, seen)
+        return compiled(Block._run)(self, *of_any_batch(x, condition), rotary, dtype, None)
+
+    def _run(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        seen: KeyValues | None,
+    ) -> Tensor:
         dropout = self.config.dropout if self.training else 0.0
         shift1, scale1, gate1, shift2, scale2, gate2 = _modulation(self.adaLN_modulation, condition, 6)
         attended = self._attend(modulated_norm(x, self.norm1.weight, shift1, scale1), rotary, dtype, seen)
@@ -216,7 +272,8 @@ class Block(nn.Module):
         q, k, v = rotate_qkv(qkv, *rotary)
         if seen is not None:
             k, v = seen.extend(k, v)
-        out = attention(q, k, v, causal=self.config.causal, softcap=self.config.softcap)
+        config = self.config
+        out = attention(q, k, v, causal=config.causal, softcap=config.softcap, backend=config.attention)
         return out.transpose(1, 2).flatten(2)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from models.sharding import local, shard_like
 from utils import user_error
 
 # A classical model knows nothing of the noise of masks: these may be missing in its average.
@@ -47,14 +49,27 @@ class ExponentialMovingAverage:
         self._follow_devices()
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        weights = [p.detach() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self._shadow.values()), weights, 1 - decay)
+        weights = [local(p.detach()) for p in self._parameters.values()]
+        torch._foreach_lerp_([local(average) for average in self._shadow.values()], weights, 1 - decay)
+
+    @torch.no_grad()
+    def follow_shards(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Take over parameters that were replaced by shards (models/sharding.py), and shard the averages.
+
+        Args:
+            named_parameters: as before, under the same names.
+        """
+        assert not self._is_applied
+        parameters = dict(named_parameters)
+        self._parameters = {name: parameters[name] for name in self._shadow}
+        self._shadow = {name: shard_like(self._shadow[name], p) for name, p in self._parameters.items()}
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Inside the block ``model`` holds the averaged weights; afterwards, whatever happens, its own.
 
-        Nothing is copied. A block inside a block changes nothing.
+        Nothing is copied, but for shards: they exchange their contents with the averages, and what is whole
+        of them must be gathered anew. A block inside a block changes nothing.
 
         Args:
             model: has all the parameters that this average was made of, under the same names.
@@ -66,7 +81,8 @@ class ExponentialMovingAverage:
             yield
             return
         self._follow_devices()
-        parameters = dict(model.named_parameters())
+        is_sharded = any(isinstance(p, DTensor) for p in self._parameters.values())
+        parameters = self._parameters if is_sharded else dict(model.named_parameters())
         for name in self._shadow:
             if name not in parameters:
                 mend = "use the model it was made of"
@@ -75,11 +91,11 @@ class ExponentialMovingAverage:
         self._is_applied = True
         try:
             for name, average in self._shadow.items():
-                parameters[name].data = average
+                _put(parameters[name], average)
             yield
         finally:
             for name, weight in own.items():
-                parameters[name].data = weight
+                _put(parameters[name], self._shadow[name] if isinstance(weight, DTensor) else weight)
             self._is_applied = False
 
     @torch.no_grad()
@@ -149,3 +165,15 @@ class ExponentialMovingAverage:
             for name, p in self._parameters.items():
                 if self._shadow[name].device != p.device:
                     self._shadow[name] = self._shadow[name].to(p.device)
+
+
+@torch.no_grad()
+def _put(parameter: nn.Parameter, value: Tensor) -> None:
+    """Let ``parameter`` hold ``value``; shards, whose memory others know too, exchange contents with it."""
+    if not isinstance(parameter, DTensor):
+        parameter.data = value
+        return
+    mine, other = local(parameter), local(value)
+    kept = mine.clone()
+    mine.copy_(other)
+    other.copy_(kept)

@@ -23,7 +23,9 @@ def linear(
     """
     x, weight = x.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    if x.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    # Inductor cannot compile such a convolution over a number of rows that varies.
+    eager = not torch.compiler.is_compiling()
+    if eager and x.device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         rows = x.numel() // x.shape[-1]
         if rows >= 2 * _IMAGE_ROWS:
             return _convolve(x.reshape(rows, -1), weight, bias).reshape(*x.shape[:-1], -1)
@@ -105,7 +107,7 @@ def drop(x: Tensor, p: float) -> Tensor:
     """Dropout with probability ``p``, from PyTorch's generator of the device."""
     if p == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     # PyTorch's CPU dropout spends a whole draw of its generator on each element; 16 bits are enough.
     kept = min(max(1, round((1 - p) * 2**16)), 2**16 - 1)

@@ -5,6 +5,11 @@ residual stream, layer norms, token and time embeddings, the noise MLP, the fina
 The residual stream stays float32 also under bfloat16: the sums promote to it in the official code as well, it
 costs no measurable time on CPU (its layer norms are faster than bfloat16 ones there), and sums over many
 blocks do not lose their small terms.
+
+Lightning's own precision is 32-true under every strategy, so that the same holds on one device, with DDP and
+with shards (strategy=fsdp): gradients, their reduction over devices, AdamW's moments, averages and files are
+float32 throughout, shards are gathered in float32, and a block casts its weights when it computes. Losses are
+float32 or, by training.loss_precision, float64.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from tasks.export import export
 from tasks.frontier import frontier
 from tasks.gen_ppl_eval import gen_ppl_eval
 from tasks.generate_reflow_dataset import generate_reflow_dataset
+from tasks.plan import plan
 from tasks.ppl_eval import ppl_eval
 from tasks.sample_eval import sample_eval
 from tasks.sample_eval_with_tc import sample_eval_with_tc
@@ -29,4 +30,5 @@ MODES: dict[str, Callable[[DictConfig], dict[str, Any]]] = {
     "zero_shot": zero_shot,
     "frontier": frontier,
     "export": export,
+    "plan": plan,
 }

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dataloader import batch_sizes, get_dataset
-from tasks.prompts import Starts, validation_prefixes
+from dataloader import get_dataset
+from tasks.prompts import Starts, num_samples, validation_prefixes
 from tasks.sample_eval import sample_eval
 from tasks.sample_eval_with_tc import group_measures
 from trainer_base import TrainerBase
@@ -27,6 +27,6 @@ def cond_sample_eval_with_tc(cfg: DictConfig) -> dict[str, Any]:
     return sample_eval(cfg, group_measures, _prefixes)
 
 
-def _prefixes(module: TrainerBase, cfg: DictConfig) -> Starts:
-    count = cfg.sampling.num_sample_batches * batch_sizes(cfg, world_size=1, evaluation=True)[0]
+def _prefixes(module: TrainerBase, cfg: DictConfig, world_size: int) -> Starts:
+    count = num_samples(cfg, world_size)
     return validation_prefixes(module, cfg, count, get_dataset(cfg, module.tokenizer, "validation"))

@@ -21,6 +21,7 @@ from models.precision import Precision
 from samplers.registry import get_sampler
 from tasks.frontier_report import Point, write_report
 from tasks.names import name_and_path
+from tasks.processes import Processes
 from tasks.sample_eval import sample_run
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import build_evaluated, evaluation_device
@@ -241,7 +242,7 @@ def _measured(
     cfg.sampling.temperature = settings["temperature"]
     module.sampler_class = get_sampler(settings["predictor"], module.family, cfg.sampling.order)
     run = sample_run(module, cfg, settings["steps"])
-    measure.judge(run, device)
+    measure.judge(run, Processes(device=device))
     if cfg.frontier.keep_samples:
         write_json(folder / "samples" / f"{key}.json", run)
     log.info(

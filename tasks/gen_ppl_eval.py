@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from tasks.processes import launch
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
-from tasks.setup import evaluation_device, result_path
-from utils import get_logger, user_error, write_json
+from tasks.setup import result_path
+from utils import get_logger, user_error
 
 log = get_logger("gen_ppl_eval")
 
@@ -22,11 +23,11 @@ def gen_ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     """
     path = str(result_path(cfg))
     result = _read(path)
-    measure, device = GenerativePerplexity(cfg), evaluation_device(cfg)
+    processes, measure = launch(cfg), GenerativePerplexity(cfg)
     for run in result.get("runs", [result]):
         run.setdefault("length", cfg.model.length)
-        measure.judge(run, device)
-        write_json(path, result)
+        measure.judge(run, processes)
+        processes.write_json(path, result)
         steps = f"steps {run['steps']}: " if "steps" in run else ""
         log.info("%s%s, %d texts -> %s", steps, gen_ppl_words(run), len(run["generated_seqs"]), path)
     return result

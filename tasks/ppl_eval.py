@@ -9,6 +9,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from dataloader import get_valid_dataloader
+from tasks.processes import Processes, launch
 from tasks.setup import build_evaluated, build_trainer, result_path
 from trainer_base import TrainerBase
 from utils import get_logger, write_json
@@ -25,14 +26,20 @@ def ppl_eval(cfg: DictConfig) -> dict[str, Any]:
     per token, bpd in bits per token, the perplexity's 95 % interval, the number of tokens, and how they were
     measured.
     """
-    path = result_path(cfg)
+    path, processes = result_path(cfg), launch(cfg)
     module = build_evaluated(cfg)
-    trainer = build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False)
+    trainer = evaluating_trainer(cfg, processes)
     result = measure_ppl(cfg, module, trainer)
     if trainer.is_global_zero:
         write_json(path, result)
         log.info("written to %s", path)
     return result
+
+
+def evaluating_trainer(cfg: DictConfig, processes: Processes) -> L.Trainer:
+    """What ``measure_ppl`` needs, on these processes."""
+    size = processes.world_size
+    return build_trainer(cfg, callbacks=[], logger=False, enable_checkpointing=False, world_size=size)
 
 
 def measure_ppl(cfg: DictConfig, module: TrainerBase, trainer: L.Trainer) -> dict[str, Any]:

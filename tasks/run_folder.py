@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.reflow import REFLOW
 from models.checkpoint import read_for_resuming
-from utils import atomic_open, remove_unfinished, user_error
+from tasks.processes import ALONE, Processes
+from utils import atomic_open, get_logger, remove_unfinished, user_error
 
 try:
     import fcntl
@@ -24,12 +26,20 @@ except ImportError:  # not on Windows
 
 CHECKPOINTS, LAST, STUDENTS = "checkpoints", "last.ckpt", "checkpoints/student_checkpoints"
 RESUME = "checkpointing.resume_ckpt_path"
+log = get_logger("train")
 
 # What shapes the trained weights. Everything else (devices, logging, evaluation, how long to train)
 # may differ between the command that began a run and the one that goes on with it.
 DEFINING = ("seed", "algo", "model", "noise", "data", "optim", "lr_scheduler", "training")
 DEFINING_KEYS = ("loader.global_batch_size", "trainer.gradient_clip_val", "trainer.precision")
-HARMLESS = ("data.cache_dir", "algo.min_num_sampling_steps")
+HARMLESS = (
+    "data.cache_dir",
+    "data.source_root",
+    "algo.min_num_sampling_steps",
+    "model.attention",
+    "model.compile",
+    "training.activation_checkpointing",
+)
 
 
 class RunFolder:
@@ -51,6 +61,36 @@ class RunFolder:
         state, self.state = self.state, None
         return state
 
+    @property
+    def link(self) -> Path:
+        """The name beside the folder that last.ckpt gets when training is over."""
+        return self.path.with_name(f"{self.path.name}.ckpt")
+
+    def refuse_foreign_link(self) -> None:
+        """Raise when something else has that name: a checkpoint from elsewhere is never replaced."""
+        if os.path.lexists(self.link) and not self._is_linked():
+            problem = f"{self.link} is there and no link of this run"
+            mend = "move it away, give another name=..., or use checkpointing.link_when_done=False"
+            raise user_error("checkpointing.link_when_done", True, problem, mend)
+
+    def make_link(self) -> None:
+        """Make ``link`` a relative symbolic link to last.ckpt."""
+        if rank_zero_only.rank or self._is_linked():
+            return
+        try:
+            os.symlink(self._linked, self.link)
+        except OSError as error:  # some file systems know no links
+            log.warning("%s: no link to %s could be made (%s)", self.link, self._linked, error.strerror)
+            return
+        log.info("%s -> %s", self.link, self._linked)
+
+    @property
+    def _linked(self) -> str:
+        return f"{self.path.name}/{CHECKPOINTS}/{LAST}"
+
+    def _is_linked(self) -> bool:
+        return self.link.is_symlink() and os.readlink(self.link) == self._linked
+
     def refuse_another_training(self, cfg: DictConfig) -> None:
         """Raise when the checkpoint is of a training with other settings than ``cfg``."""
         if self.state and (differences := _differences(OmegaConf.create(self.state["config"]), cfg)):
@@ -63,16 +103,29 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(cfg: DictConfig) -> Iterator[RunFolder]:
-    """The run's folder with the checkpoint to go on from; inside the block no other process trains there.
+def open_run_folder(cfg: DictConfig, processes: Processes = ALONE) -> Iterator[RunFolder]:
+    """The run's folder with the checkpoint to go on from; inside the block nobody else trains there.
 
     With ``checkpointing.resume_from_ckpt=False`` an existing run is left alone and a numbered folder
-    beside it is taken. What a killed process left unfinished is removed. One process of several writes.
+    beside it is taken. What a killed process left unfinished is removed. The first process does all that.
 
     Raises:
         ValueError: when the folder holds a run of another configuration (it says what differs), when another
             process trains in it, when a checkpoint that was named is missing or one cannot be read.
     """
+    with contextlib.ExitStack() as held:
+        runs: list[RunFolder] = []
+
+        def take() -> tuple[Path, Path | None]:
+            runs.append(_take(cfg, held))
+            return runs[0].path, runs[0].checkpoint
+
+        path, checkpoint = processes.by_first(take)
+        yield runs[0] if runs else RunFolder(path, checkpoint, _read(checkpoint) if checkpoint else None)
+
+
+def _take(cfg: DictConfig, held: contextlib.ExitStack) -> RunFolder:
+    """The run's folder, locked until ``held`` lets go of it, in order, and with the present configuration."""
     folder = Path(cfg.checkpointing.save_dir)
     if not cfg.checkpointing.resume_from_ckpt:
         folder = _fresh(folder)
@@ -86,15 +139,14 @@ def open_run_folder(cfg: DictConfig) -> Iterator[RunFolder]:
                 f"holds a run with other settings ({'; '.join(differences)})",
                 "give another name=... or checkpointing.resume_from_ckpt=False",
             )
-    with _alone_in(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext():
-        checkpoint = _checkpoint(cfg) if cfg.checkpointing.resume_from_ckpt else None
-        run = RunFolder(folder, checkpoint, _read(checkpoint) if checkpoint else None)
-        if rank_zero_only.rank == 0:
-            for place in (folder, folder / CHECKPOINTS, folder / STUDENTS, folder / "samples"):
-                remove_unfinished(place)
-            with atomic_open(config_file) as file:
-                file.write(OmegaConf.to_yaml(cfg, resolve=True))
-        yield run
+    held.enter_context(_alone_in(folder))
+    checkpoint = _checkpoint(cfg) if cfg.checkpointing.resume_from_ckpt else None
+    run = RunFolder(folder, checkpoint, _read(checkpoint) if checkpoint else None)
+    for place in (folder, folder / CHECKPOINTS, folder / STUDENTS, folder / "samples"):
+        remove_unfinished(place)
+    with atomic_open(config_file) as file:
+        file.write(OmegaConf.to_yaml(cfg, resolve=True))
+    return run
 
 
 def wandb_id(folder: Path) -> str:

@@ -4,57 +4,62 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 
 from dataloader import batch_sizes
 from metrics import mean_interval, sample_entropy
-from tasks.prompts import Starts, prompted
+from tasks.processes import ALONE, Processes, launch
+from tasks.prompts import Starts, num_samples, prompted
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
-from tasks.setup import build_evaluated, evaluation_device, result_path
+from tasks.setup import build_evaluated, result_path
 from tasks.trajectories import Trajectories
 from trainer_base import TrainerBase
-from utils import get_logger, write_json
+from utils import get_logger
 
 log = get_logger("sample_eval")
 
-More = Callable[[TrainerBase, DictConfig, int, Starts | None], dict[str, Any]]
+More = Callable[[TrainerBase, DictConfig, int, Starts | None, Processes], dict[str, Any]]
+T = TypeVar("T")
+StartsOf = Callable[[TrainerBase, DictConfig, int], Starts | None]
 
 
 def sample_eval(
     cfg: DictConfig,
     more: More | None = None,
-    starts_of: Callable[[TrainerBase, DictConfig], Starts | None] = prompted,
+    starts_of: StartsOf = prompted,
 ) -> dict[str, Any]:
     """Sample ``sampling.num_sample_batches`` batches for every number of steps in ``sampling.steps``.
 
     Returns (and writes to ``eval.generated_samples_path``) the object of one number of steps, or, for a
     list of several, ``{"runs": [...]}`` with one object each. Samples are in the file before they are judged
-    and before the next ones are drawn: whatever happens then, mode=gen_ppl_eval can judge them.
+    and before the next ones are drawn: whatever happens then, mode=gen_ppl_eval can judge them. Several
+    devices share the work; the first writes.
 
     Args:
         more: measures something else of the model at a number of steps; its keys are added to the object.
-        starts_of: what samples start from; None: the fully masked state.
+        starts_of: what samples start from, given the number of devices; None: the fully masked state.
     """
-    path, device = result_path(cfg), evaluation_device(cfg)
+    path, processes = result_path(cfg), launch(cfg)
     # Before anything is sampled: a wrong name of the scorer must not cost the samples.
     measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
-    module = build_evaluated(cfg).to(device)
-    starts, steps = starts_of(module, cfg), module.step_counts()
+    module = build_evaluated(cfg).to(processes.device)
+    starts, steps = starts_of(module, cfg, processes.world_size), module.step_counts()
     ways = Trajectories(module, cfg, path) if cfg.sampling.record_trajectories else None
     runs: list[dict[str, Any]] = []
     for num_steps in steps:
-        runs.append(sample_run(module, cfg, num_steps, starts, ways))
+        runs.append(sample_run(module, cfg, num_steps, starts, ways, processes))
         if more is not None:
-            runs[-1].update(more(module, cfg, num_steps, starts))
+            runs[-1].update(more(module, cfg, num_steps, starts, processes))
         result = runs[0] if len(steps) == 1 else {"runs": runs}
-        write_json(path, result)
+        processes.write_json(path, result)
         if measure is not None:
-            measure.judge(runs[-1], device)
-            write_json(path, result)
+            measure.judge(runs[-1], processes)
+            processes.write_json(path, result)
             log.info("steps %d: %s", num_steps, gen_ppl_words(runs[-1]))
     log.info("samples -> %s", path)
     return result
@@ -66,30 +71,28 @@ def sample_run(
     num_steps: int,
     starts: Starts | None = None,
     ways: Trajectories | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Samples at one number of steps: texts, entropy, network calls, seconds; not judged yet.
 
     Starts take turns: each has ``starts.repeat`` samples in a row, and after the last one the first is next.
+    Processes make the batches in turn, and all return all samples.
     """
-    batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
-    num_batches = cfg.sampling.num_sample_batches * (starts.repeat if starts else 1)
-    numbers = starts.numbers(0, num_batches * batch) if starts else []
-    parts, started = [], time.perf_counter()
+    batch = batch_sizes(cfg, processes.world_size, evaluation=True)[0]
+    num_batches = num_samples(cfg, processes.world_size) // batch * (starts.repeat if starts else 1)
+    numbers, started = starts.numbers(0, num_batches * batch) if starts else [], time.perf_counter()
+
+    def sample(k: int) -> tuple[Tensor, Tensor, int]:
+        given = starts.of(numbers[k * batch : (k + 1) * batch]) if starts else {}
+        if ways is not None:
+            given["on_step"] = ways.watch(k * batch)
+        made = module.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given)
+        return made.tokens.cpu(), made.nfe.cpu().double(), made.forward_passes
+
     with module.ema_weights():
-        for k in tqdm(
-            range(num_batches),
-            desc=f"steps {num_steps}",
-            unit="batch",
-            leave=False,
-            disable=None,
-        ):
-            given = starts.of(numbers[k * batch : (k + 1) * batch]) if starts else {}
-            if ways is not None:
-                given["on_step"] = ways.watch(k * batch)
-            parts.append(module.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given))
+        parts = _in_turn(sample, num_batches, processes, f"steps {num_steps}")
     seconds = time.perf_counter() - started
-    tokens = torch.cat([part.tokens for part in parts]).cpu()
-    nfe = torch.cat([part.nfe for part in parts]).double()
+    tokens, nfe = (torch.cat([part[n] for part in parts]) for n in (0, 1))
     kept = starts.kept(tokens, numbers) if starts else tokens
     texts = module.tokenizer.batch_decode(kept)
     group = starts.repeat if starts else 1  # continuations of one prefix are alike
@@ -100,7 +103,7 @@ def sample_run(
         **_entropy(torch.cat([sample_entropy(row[None]) for row in kept]), group, cfg.seed),
         "nfe": float(nfe.mean()),
         "nfe_interval": mean_interval(nfe, cfg.seed, group=group),
-        "forward_passes": sum(part.forward_passes for part in parts),
+        "forward_passes": sum(passes for _, _, passes in parts),
         "total_generation_times": seconds,
         "num_samples": len(texts),
         "length": tokens.shape[1],
@@ -112,11 +115,20 @@ def sample_run(
         "ema": module.uses_ema,
         "checkpoint": cfg.eval.checkpoint_path,
         **(starts.report if starts else {}),
-        **({"trajectories": ways.finish(num_steps, map(len, kept))} if ways else {}),
+        **({"trajectories": ways.finish(num_steps, list(map(len, kept)), processes)} if ways else {}),
         "generated_seqs": texts,
     }
     _tell(run, cfg.sampling.num_sample_log)
     return run
+
+
+def _in_turn(make: Callable[[int], T], number: int, processes: Processes, what: str) -> list[T]:
+    """``make`` of 0 .. number - 1, which processes take in turn; all return all of them."""
+    mine = range(processes.rank, number, processes.world_size)
+    hidden = None if processes.is_first else True  # None: shown on terminals
+    made = {k: make(k) for k in tqdm(mine, desc=what, unit="batch", leave=False, disable=hidden)}
+    everything = {k: part for parts in processes.gathered(made) for k, part in parts.items()}
+    return [everything[k] for k in range(number)]
 
 
 def _entropy(values: torch.Tensor, group: int, seed: int) -> dict[str, Any]:

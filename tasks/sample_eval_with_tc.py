@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from dataloader import batch_sizes
 from metrics import mean_interval, total_correlation
-from tasks.prompts import Starts
+from tasks.processes import ALONE, Processes
+from tasks.prompts import Starts, num_samples
 from tasks.sample_eval import sample_eval
 from trainer_base import TrainerBase
 from utils import get_logger
@@ -28,12 +29,16 @@ def sample_eval_with_tc(cfg: DictConfig) -> dict[str, Any]:
 
 
 def group_measures(
-    module: TrainerBase, cfg: DictConfig, num_steps: int, starts: Starts | None = None
+    module: TrainerBase,
+    cfg: DictConfig,
+    num_steps: int,
+    starts: Starts | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """The total correlation of groups of samples with one start noise, whose draws are their own.
 
-    Each of ``sampling.num_duplicate_batch`` batches holds as many whole groups as ``loader.eval_batch_size``
-    has room for, at least one. ``starts`` take turns group by group.
+    Each of ``sampling.num_duplicate_batch`` batches of a device holds as many whole groups as
+    ``loader.eval_batch_size`` has room for, at least one. ``starts`` take turns group by group.
 
     Returns:
         tc in bits, the mean over groups, with its standard error and 95 % interval; tc_joint_entropy, the
@@ -42,8 +47,9 @@ def group_measures(
         ``sampling.duplicate=1``: one sample has no correlation.
     """
     size = cfg.sampling.duplicate
-    batch = batch_sizes(cfg, world_size=1, evaluation=True)[0]
-    groups = max(1, batch // size) * cfg.sampling.num_duplicate_batch if size > 1 else 0
+    batch = batch_sizes(cfg, processes.world_size, evaluation=True)[0]
+    mine = max(1, batch // size) * cfg.sampling.num_duplicate_batch if size > 1 else 0
+    groups, first = mine * processes.world_size, mine * processes.rank * size
     names = ("tc", "tc_stderr", "tc_interval", "tc_joint_entropy", "tc_limit", "tc_saturated")
     measured: dict[str, Any] = dict.fromkeys(names)
     measured.update(tc_group_size=size, tc_groups=groups)
@@ -53,15 +59,15 @@ def group_measures(
     numbers = starts.numbers(0, groups * size, size) if starts else []
     with module.ema_weights():
         samples = module.sample(
-            groups * size,
+            mine * size,
             num_steps,
             # Other rows than those of the samples that are measured one by one.
-            first_row=cfg.sampling.num_sample_batches * batch * (starts.repeat if starts else 1),
+            first_row=num_samples(cfg, processes.world_size) * (starts.repeat if starts else 1) + first,
             batch_size=batch,
             group_size=size,
-            **(starts.of(numbers) if starts else {}),
+            **(starts.of(numbers[first : first + mine * size]) if starts else {}),
         )
-    tokens = samples.tokens.cpu()
+    tokens = torch.cat(processes.gathered(samples.tokens.cpu()))
     kept = starts.kept(tokens, numbers) if starts else list(tokens)
     members = [torch.stack(kept[k : k + size])[None] for k in range(0, len(kept), size)]
     tc, joint = map(torch.cat, zip(*map(total_correlation, members), strict=True))

@@ -16,6 +16,7 @@ from data.tokenizers import boundary_ids
 from metrics import TextScores, score_texts
 from models.checkpoint import read_checkpoint
 from models.scorer import CausalLM, exact_float32, load_causal_lm
+from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
 from utils import get_logger, user_error
 
@@ -87,14 +88,16 @@ class GenerativePerplexity:
         finally:
             self.scorer.to("cpu")
 
-    def judge(self, run: dict[str, Any], device: torch.device | str) -> None:
+    def judge(self, run: dict[str, Any], processes: Processes) -> None:
         """Put into a result what is said of its ``generated_seqs``, samples of ``length`` tokens: the
-        perplexity, how sure it is, and the protocol. The texts come last again."""
+        perplexity, how sure it is, and the protocol. The texts come last again. Processes share them."""
         length, texts = run["length"], run.pop("generated_seqs")
         try:
             group = run.get(GROUP_KEY, 1)
             group = group if len(texts) % group == 0 else 1
-            run.update(self._report(self.scores(texts, device, length), length, group))
+            mine = self.scores(texts[processes.rank :: processes.world_size], processes.device, length)
+            scores = _in_turn(processes.gathered((mine.nll, mine.tokens)), len(texts))
+            run.update(self._report(scores, length, group))
         finally:
             run["generated_seqs"] = texts
 
@@ -109,6 +112,14 @@ class GenerativePerplexity:
             "gen_ppl_dtype": self.scorer.dtype,
             "gen_ppl_cut": length if self.cfg.eval.gen_ppl_cut else None,
         }
+
+
+def _in_turn(parts: Sequence[tuple[Tensor, Tensor]], number: int) -> TextScores:
+    """The scores of ``number`` texts that were dealt out one by one."""
+    sums = torch.zeros(2, number, dtype=torch.float64)
+    for rank, part in enumerate(parts):
+        sums[:, rank :: len(parts)] = torch.stack(part)
+    return TextScores(*sums)
 
 
 def gen_ppl_words(run: dict[str, Any]) -> str:

@@ -11,18 +11,23 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from algo import ALGORITHMS
 from callbacks.checkpoints import AtomicCheckpointIO
 from dataloader import get_tokenizer
+from models.attention_backends import check_attention
 from models.checkpoint import averaged_weights, load_ema, load_weights, restart_ema
+from models.compilation import check_compiler
 from models.precision import allow_tf32
+from tasks.strategies import strategy_for
 from tasks.weights import (
     advice,
     read_source,
     recorded_settings,
     refuse_other_heads,
+    refuse_other_process,
     warn_of_differences,
 )
 from trainer_base import TrainerBase
@@ -34,8 +39,30 @@ FINETUNE = "training.finetune_path"
 
 
 def build_algorithm(cfg: DictConfig) -> TrainerBase:
-    """The algorithm of ``cfg.algo`` with fresh weights."""
-    return ALGORITHMS[cfg.algo.name](cfg, get_tokenizer(cfg))
+    """The algorithm of ``cfg.algo`` with fresh weights.
+
+    Raises:
+        ValueError: ``model.attention`` or ``model.compile`` asks for what this machine does not have.
+    """
+    module = ALGORITHMS[cfg.algo.name](cfg, get_tokenizer(cfg))
+    _check_kernels(cfg, module)
+    return module
+
+
+def _check_kernels(cfg: DictConfig, module: TrainerBase) -> None:
+    device, network = evaluation_device(cfg).type, module.backbone
+    if cfg.model.compile:
+        check_compiler(device)
+    way = check_attention(
+        cfg.model.attention,
+        device,
+        network.precision.dtype,
+        cfg.model.hidden_size // cfg.model.n_heads,
+        capped=cfg.model.softcap > 0,
+        training=cfg.mode == "train",
+    )
+    if way != "sdpa":
+        log.info("attention: %s", way)
 
 
 def build_from_checkpoint(cfg: DictConfig, path: str, *, key: str, use_ema: bool) -> TrainerBase:
@@ -61,6 +88,7 @@ def _build(cfg: DictConfig, checkpoint: dict[str, Any], path: str, key: str, use
     load_weights(module, weights, key=key, path=path, mend=advice(module, recorded))
     refuse_other_heads(cfg, recorded, key=key, path=path)
     if key != FINETUNE:  # a training may well change what it starts from
+        refuse_other_process(module, recorded, key=key, path=path)
         warn_of_differences(cfg, recorded, path)
     if module.ema is not None:
         if averaged:
@@ -86,13 +114,21 @@ def build_evaluated(cfg: DictConfig) -> TrainerBase:
 
 
 def build_trainer(
-    cfg: DictConfig, *, callbacks: list[Callback], logger: Logger | bool | list[Logger], **overrides: Any
+    cfg: DictConfig,
+    *,
+    callbacks: list[Callback],
+    logger: Logger | bool | list[Logger],
+    world_size: int = 1,
+    **overrides: Any,
 ) -> L.Trainer:
-    """Lightning's Trainer from ``trainer.*``; precision is the network's own affair (models/precision.py)."""
+    """Lightning's Trainer from ``trainer.*`` for ``world_size`` processes (tasks/processes.py).
+
+    Precision is the network's own affair (models/precision.py).
+    """
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     settings.pop("precision")
     allow_tf32()
-    _quiet_lightning()
+    quiet_lightning()
     settings.update(overrides)
     if cfg.strategy.name == "single_device":
         settings.update(devices=1, num_nodes=1)
@@ -102,13 +138,22 @@ def build_trainer(
             precision="32-true",
             callbacks=callbacks,
             logger=logger,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *cluster_plugins()],
             use_distributed_sampler=False,
             enable_model_summary=False,
-            strategy="auto",  # DDP where there are several devices
+            strategy=strategy_for(cfg, world_size),
+            inference_mode=cfg.strategy.name != "fsdp",  # shards gathered in it could not be trained later
         )
     except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def cluster_plugins() -> list[SLURMEnvironment]:
+    """On SLURM without Lightning's own requeueing, whose checkpoint would win over last.ckpt ever after:
+    callbacks/stopping.py and scripts/slurm.sh do that."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def evaluation_device(cfg: DictConfig) -> torch.device:
@@ -127,9 +172,10 @@ def result_path(cfg: DictConfig) -> Path:
     return path
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
     """Keep Lightning's warnings, drop its chatter and a deprecation inside its own code."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     # So it is with every run that resumes.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")

@@ -12,7 +12,14 @@ from config.overrides import check_name
 from tasks.weights import recorded_settings
 from utils import user_error
 
-HERE = {"mode": "train", "trainer.accelerator": "auto", "trainer.devices": 1, "trainer.num_nodes": 1}
+HERE = {
+    "mode": "train",
+    "trainer.accelerator": "auto",
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
+    "model.attention": "auto",
+    "model.compile": False,
+}
 
 
 def stored_configuration(checkpoint: dict[str, Any], path: str, settings: dict[str, Any]) -> DictConfig:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.checkpoints import Checkpoints
+from callbacks.grad_record import GradRecord
 from callbacks.metrics_file import MetricsFile
 from callbacks.progress import StepProgressBar, Throughput
 from callbacks.resumption import Resumption
@@ -21,6 +22,7 @@ from callbacks.stopping import Stopping, TrainingStopped, ignore_signals
 from dataloader import batch_sizes, get_train_dataloader, get_valid_dataloader
 from models.checkpoint import load_weights
 from tasks.generate_reflow_dataset import refuse_without_pairs, with_pairs
+from tasks.processes import Processes, launch
 from tasks.run_folder import CHECKPOINTS, RESUME, RunFolder, open_run_folder, wandb_id
 from tasks.scoring import GenerativePerplexity, NotFromHub
 from tasks.setup import build_algorithm, build_from_checkpoint, build_trainer
@@ -41,13 +43,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         SystemExit: a signal ended the training; the exit code is 128 + its number, as of other programs.
     """
     refuse_without_pairs(cfg)
-    with open_run_folder(cfg) as run:
-        cfg = with_pairs(cfg, run.path)
+    processes = launch(cfg)
+    with open_run_folder(cfg, processes) as run:
+        if cfg.checkpointing.link_when_done:
+            run.refuse_foreign_link()
+        cfg = with_pairs(cfg, run.path, processes)
         run.refuse_another_training(cfg)
-        return _train(cfg, run)
+        result = _train(cfg, run, processes)
+        is_over = result["steps"] >= cfg.trainer.max_steps or "finished" in result
+        if cfg.checkpointing.link_when_done and is_over:
+            run.make_link()
+        return result
 
 
-def _train(cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
+def _train(cfg: DictConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     module = _build(cfg, run)
     if result := _finished(cfg, run, module):
         return result
@@ -57,6 +66,7 @@ def _train(cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
         cfg,
         callbacks=_callbacks(cfg, checkpoints, metrics),
         logger=[metrics, *_wandb(cfg, run.path)],
+        world_size=processes.world_size,
         default_root_dir=run.path,
         max_time=None,  # Stopping's
         limit_train_batches=1.0 if cfg.trainer.limit_train_batches != 0 else 0,  # the loader's
@@ -167,6 +177,8 @@ def _callbacks(cfg: DictConfig, checkpoints: Checkpoints, metrics: MetricsFile) 
         made.append(
             LearningRateMonitor(logging_interval=cfg.callbacks.learning_rate_monitor.logging_interval)
         )
+    if cfg.callbacks.grad_record:
+        made.append(GradRecord(cfg.callbacks.grad_record.every_n_steps))
     return made
 
 

@@ -11,7 +11,7 @@ The file is named like the result, ``<name>.trajectories.json``:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from samplers.trajectory import Recorder, Trajectory
+from tasks.processes import ALONE, Processes
 from trainer_base import TrainerBase
 from utils import atomic_open
 
@@ -33,7 +34,7 @@ class Trajectories:
     def __init__(self, module: TrainerBase, cfg: DictConfig, path: Path) -> None:
         self.path = path.with_name(f"{path.stem}.trajectories.json")
         self._module, self._number = module, cfg.sampling.record_trajectories
-        self._recorders: list[Recorder] = []
+        self._recorders: dict[int, Recorder] = {}
         self._runs: list[dict[str, Any]] = []
 
     def watch(self, first_row: int) -> Recorder | None:
@@ -43,27 +44,30 @@ class Trajectories:
             return None
         strides = self._module.strides
         stride = strides.stride_length if strides.num_strides else 0
-        self._recorders.append(Recorder(missing, self._module.mask_id, stride))
-        return self._recorders[-1]
+        self._recorders[first_row] = Recorder(missing, self._module.mask_id, stride)
+        return self._recorders[first_row]
 
-    def finish(self, num_steps: int, lengths: Iterable[int]) -> str:
-        """Write what was recorded since the last call; returns the file's name.
+    def finish(self, num_steps: int, lengths: Sequence[int], processes: Processes = ALONE) -> str:
+        """Write what was recorded since the last call, by all processes; returns the file's name.
 
         Args:
             lengths: how many tokens of each sample are kept.
         """
-        ways = [way for recorder in self._recorders for way in recorder.trajectories]
+        mine = {row: (found.trajectories, found.num_steps) for row, found in self._recorders.items()}
+        self._recorders.clear()
+        recorded = {row: part for parts in processes.gathered(mine) for row, part in parts.items()}
+        ways = [way for row in sorted(recorded) for way in recorded[row][0]]
         kept = [way.cut(length) for way, length in zip(ways, lengths, strict=False)]
         self._runs.append(
             {
                 "steps": num_steps,
                 "predictor": self._module.sampler_class.name,
-                "num_steps": max(recorder.num_steps for recorder in self._recorders),
+                "num_steps": max(number for _, number in recorded.values()),
                 "samples": [_as_json(way) for way in kept],
             }
         )
-        self._recorders.clear()
-        self._write()
+        if processes.is_first:
+            self._write()
         return self.path.name
 
     def _write(self) -> None:

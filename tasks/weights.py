@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from algo import ALGORITHMS
 from data.hub import hub_reachable
 from models.checkpoint import OTHER_SETTINGS, read_checkpoint, settings_of_weights
 from models.hf_layouts import PATTERNS
@@ -93,6 +94,15 @@ def refuse_other_heads(cfg: DictConfig, recorded: dict[str, Any], *, key: str, p
     if heads != cfg.model.n_heads:
         problem = f"a network of {heads} heads, not {cfg.model.n_heads}"
         raise user_error(key, path, problem, f"use model.n_heads={heads}")
+
+
+def refuse_other_process(module: TrainerBase, recorded: dict[str, Any], *, key: str, path: str) -> None:
+    """Raise when the weights are of another process: where the tokenizer has a mask no shape shows it."""
+    name = recorded.get("algo.name")
+    family = ALGORITHMS[name].family if name in ALGORITHMS else module.family
+    if family != module.family:
+        problem = f"was trained with algo={name}, which algo={module.config.algo.name} cannot evaluate"
+        raise user_error(key, path, problem, f"use algo={name}")
 
 
 def warn_of_differences(cfg: DictConfig, recorded: dict[str, Any], path: str) -> None:

@@ -5,6 +5,7 @@ They are children of one process that imports everything once: this file, run as
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -130,6 +132,22 @@ def send_signal(where: str, number: int, name: str) -> None:
 
 
 # What the tests ask of it -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Runner]:
+    """A process for runs, which ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout.readline() == "ready\n"
+    yield Runner(process, folder)
+    process.stdin.close()
+    process.wait(timeout=20)
 
 
 class Runner:

@@ -24,9 +24,7 @@ import torch
 from callbacks.checkpoints import link
 from callbacks.metrics_file import MetricsFile
 from tasks.run_folder import wandb_id
-from tests.resume_runs import STEPS, Runner, assert_same, content, metrics
-
-SERVER = Path(__file__).with_name("resume_runs.py")
+from tests.resume_runs import STEPS, Runner, assert_same, content, metrics, running
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +38,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    process = subprocess.Popen(
-        [sys.executable, SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout.readline() == "ready\n"
-    yield Runner(process, tmp_path_factory.mktemp("resume"))
-    process.stdin.close()
-    process.wait(timeout=20)
+    with running(tmp_path_factory.mktemp("resume")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
