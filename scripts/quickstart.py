@@ -44,50 +44,52 @@ class Quickstart:
     def judge(self) -> None:
         """The autoregressive model that judges the samples of all others, and its own."""
         say("ar: the judge of all samples")
-        self.run("ar", "ar", *self.longer(3000))
+        self.run("ar", "ar", *self.longer(2000))
         self.evaluate("ar", "ar", "ppl", "mode=ppl_eval")
         self.evaluate("ar", "ar", "samples", "mode=sample_eval", *self.judged())
 
     def masked_model(self, name: str) -> None:
         """MDLM or IMDM from scratch."""
         say(f"{name}: masked diffusion")
-        self.run(name, name, *self.longer(6000))
+        self.run(name, name, *self.longer(4500))
         self.write(name, name)
 
     def distil(self, prefix: str, *arguments: str) -> None:
         """SDTT from MDLM, pairs that it writes, ReDi on them; ``arguments`` may ask for a single mask."""
         sdtt, redi, pairs = f"{prefix}sdtt", f"{prefix}redi", self.out / f"pairs_{prefix}sdtt"
         say(f"{sdtt}: distillation, in rounds from 64 steps to 2")
-        start = (f"training.finetune_path={self.checkpoint('mdlm')}", *self.longer(3000))
-        rounds = ("algo.grow_dt_every=600",) if self.full else ()
+        start = (f"training.finetune_path={self.checkpoint('mdlm')}", *self.longer(2500))
+        rounds = ("algo.grow_dt_every=500",) if self.full else ()
         self.run(sdtt, "imsdtt", *start, *rounds, *arguments)
         self.write(sdtt, "imsdtt", *arguments)
         say(f"{redi}: pairs written by {sdtt}, then training on them")
-        made = (
-            "mode=generate_reflow_dataset",
-            f"eval.checkpoint_path={self.checkpoint(sdtt)}",
-            f"reflow.num_reflow_samples={2_048 if self.full else 512}",
-            "sampling.steps=64",
-            "loader.eval_batch_size=256",
-        )
-        self.run(sdtt, "imsdtt", *made, f"reflow.save_path={pairs}", *arguments)
-        start = (f"training.finetune_path={self.checkpoint(sdtt)}", *self.longer(5000))
+        self.make_pairs(sdtt, "imsdtt", pairs, *arguments)
+        start = (f"training.finetune_path={self.checkpoint(sdtt)}", *self.longer(3500))
         self.run(redi, "imredi", f"reflow.save_path={pairs}", *start, *arguments)
         self.write(redi, "imredi", *arguments)
 
-    def write(self, name: str, experiment: str, *arguments: str) -> None:
-        """Bits per character of a model, and its samples at every number of steps, in both orders."""
-        bits = ("mode=ppl_eval", "eval.nelbo=count", "data=pydoc", *arguments)
-        self.evaluate(name, experiment, "ppl", *bits)
-        samples = (
-            "mode=sample_eval",
-            f"sampling.steps={STEPS}",
-            "data=pydoc",
-            *self.judged(),
-            *arguments,
+    def make_pairs(self, name: str, experiment: str, pairs: Path, *arguments: str) -> None:
+        """Noise and the text that a model writes from it."""
+        made = (
+            "mode=generate_reflow_dataset",
+            f"eval.checkpoint_path={self.checkpoint(name)}",
+            f"reflow.num_reflow_samples={2_048 if self.full else 512}",
+            "sampling.steps=64",
+            "loader.eval_batch_size=256",
+            f"reflow.save_path={pairs}",
         )
+        self.run(name, experiment, *made, *arguments)
+
+    def write(self, name: str, experiment: str, *arguments: str) -> None:
+        """Bits per character of a masked model, and its samples at every number of steps, in both orders."""
+        self.evaluate(name, experiment, "ppl", "mode=ppl_eval", "eval.nelbo=count", "data=pydoc", *arguments)
+        samples = self.samples(*arguments)
         self.evaluate(name, experiment, "samples", *samples)
         self.evaluate(name, experiment, "spread", *samples, "sampling.order=spread")
+
+    def samples(self, *arguments: str) -> tuple[str, ...]:
+        """What asks for judged samples at every number of steps."""
+        return ("mode=sample_eval", f"sampling.steps={STEPS}", "data=pydoc", *self.judged(), *arguments)
 
     def evaluate(self, name: str, experiment: str, result: str, *arguments: str) -> None:
         """One result file, unless it is there and not older than the model's weights.
@@ -132,11 +134,16 @@ def say(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def main(words: list[str]) -> int:
-    """Run everything and print the summary; returns the exit code."""
+def parse(words: list[str], kind: type[Quickstart]) -> Quickstart:
+    """The words after the script's name."""
     full = words[:1] == ["--full"]
     folder = os.environ.get("QUICKSTART_DIR") or f"outputs/quickstart{'_full' if full else ''}"
-    quickstart = Quickstart(Path(folder), full, tuple(words[full:]))
+    return kind(Path(folder), full, tuple(words[full:]))
+
+
+def main(words: list[str]) -> int:
+    """Run everything and print the summary; returns the exit code."""
+    quickstart = parse(words, Quickstart)
     try:
         quickstart.all()
     except Failed as failed:

@@ -23,7 +23,8 @@ from metrics import word_share  # noqa: E402
 from utils import atomic_open, write_json  # noqa: E402
 
 # folder -> (label, colour, line): one colour a stage, dashed for the classical twins.
-MODELS = {
+Models = dict[str, tuple[str, str, str]]
+MODELS: Models = {
     "mdlm": ("MDLM", "#555555", "-"),
     "imdm": ("IMDM", "#8c6bb1", "-"),
     "sdtt": ("SDTT", "#3b6fb6", "--"),
@@ -31,6 +32,13 @@ MODELS = {
     "redi": ("SDTT + ReDi", "#d1662f", "--"),
     "imredi": ("IM-SDTT + IM-ReDi", "#d1662f", "-"),
 }
+# Panels of the figure: runs or spread, the measure, a title, the models (none named: all).
+Panel = tuple[str, str, str, tuple[str, ...]]
+PANELS: tuple[Panel, ...] = (
+    ("runs", "generative_ppl", "generative perplexity, random order", ()),
+    ("spread", "generative_ppl", "generative perplexity, spread order", ()),
+    ("runs", "entropy", "sample entropy (nats), random order", ()),
+)
 SPECIAL = ("[CLS]", "[SEP]", "[BOS]", "[EOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]")
 Run = dict[str, Any]
 
@@ -62,14 +70,20 @@ def bits(model: dict[str, Any]) -> str:
 
 
 def table(
-    models: dict[str, dict[str, Any]], cell: Callable[[Run], str], *, runs: str = "runs", first: bool = False
+    models: dict[str, dict[str, Any]],
+    cell: Callable[[Run], str],
+    looks: Models,
+    *,
+    runs: str = "runs",
+    first: bool = False,
 ) -> str:
     """A markdown table, one row a model and one column a number of steps; ``first`` adds the bits."""
+    models = {name: model for name, model in models.items() if runs in model}
     steps = sorted({count for model in models.values() for count in model["runs"]})
     head = ["steps", *(["bits per character"] if first else []), *map(str, steps)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, model in models.items():
-        row = [MODELS[name][0]]
+        row = [looks[name][0]]
         if first:
             row.append(bits(model))
         row += [cell(model[runs][count]) for count in steps]
@@ -77,7 +91,7 @@ def table(
     return "\n".join(lines)
 
 
-def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any]) -> str:
+def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any], looks: Models = MODELS) -> str:
     """Three tables, and what the judge says of its own samples and of the text."""
     (own,) = judge["runs"].values()
 
@@ -88,36 +102,39 @@ def summary(models: dict[str, dict[str, Any]], judge: dict[str, Any]) -> str:
         [
             "Generative perplexity of a character under the AR model, and entropy (nats) in brackets:",
             "",
-            table(models, judged, first=True),
+            table(models, judged, looks, first=True),
             "",
             f"AR itself, {own['nfe']:.0f} calls: {judged(own)}; the validation text: "
             f"{judge['ppl']['perplexity']:.1f} ({bits(judge)} bits per character).",
             "",
             "The same models, unmasking positions that lie far apart (sampling.order=spread):",
             "",
-            table(models, judged, runs="spread"),
+            table(models, judged, looks, runs="spread"),
             "",
             "Share of the samples' words that occur in the corpus (random order):",
             "",
-            table(models, lambda run: f"{run['words_in_corpus']:.0%}"),
+            table(models, lambda run: f"{run['words_in_corpus']:.0%}", looks),
         ]
     )
 
 
-def figure(models: dict[str, dict[str, Any]], judge: dict[str, Any], path: Path) -> None:
-    """Generative perplexity in both orders, and entropy, against the steps; AR's samples as a line."""
+def figure(
+    models: dict[str, dict[str, Any]],
+    judge: dict[str, Any],
+    path: Path,
+    looks: Models = MODELS,
+    panels: tuple[Panel, ...] = PANELS,
+) -> None:
+    """One panel a measure, against the steps; AR's samples as a line. Perplexities share their scale."""
     (own,) = judge["runs"].values()
-    panels = (
-        ("runs", "generative_ppl", "generative perplexity, random order"),
-        ("spread", "generative_ppl", "generative perplexity, spread order"),
-        ("runs", "entropy", "sample entropy (nats), random order"),
-    )
-    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.8), layout="constrained")
-    for axis, (runs, key, title) in zip(axes, panels, strict=True):
-        for name, model in models.items():
-            label, colour, line = MODELS[name]
-            steps = sorted(model[runs])
-            values = [model[runs][count][key] for count in steps]
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    scaled = None
+    for axis, (runs, key, title, names) in zip(axes, panels, strict=True):
+        shown = [name for name in names or models if runs in models.get(name, {})]
+        for name in shown:
+            label, colour, line = looks[name]
+            steps = sorted(models[name][runs])
+            values = [models[name][runs][count][key] for count in steps]
             axis.plot(steps, values, line, color=colour, marker="o", markersize=4, label=label)
         axis.axhline(own[key], color="black", linewidth=1, linestyle=":", label="AR's own samples")
         axis.set_xscale("log", base=2)
@@ -125,24 +142,26 @@ def figure(models: dict[str, dict[str, Any]], judge: dict[str, Any], path: Path)
         axis.set_xlabel("sampling steps")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-    for axis in axes[:2]:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.sharey(axes[0])
-    axes[0].legend(fontsize=8, frameon=False)
+        if names or axis is axes[0]:
+            axis.legend(fontsize=8, frameon=False)
+        if key == "generative_ppl":
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+            scaled = scaled or axis
+            axis.sharey(scaled)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=150)
 
 
-def sample_texts(models: dict[str, dict[str, Any]], number: int = 2) -> str:
+def sample_texts(models: dict[str, dict[str, Any]], looks: Models = MODELS, number: int = 2) -> str:
     """The first texts of every model and number of steps, under a heading each."""
     parts = []
     for name, model in models.items():
         for count, run in sorted(model["runs"].items()):
             texts = "\n".join(f"  {' '.join(plain(t).split())}" for t in run["generated_seqs"][:number])
-            parts.append(f"{MODELS[name][0]}, steps {count}:\n{texts}")
+            parts.append(f"{looks[name][0]}, steps {count}:\n{texts}")
     return "\n".join(parts) + "\n"
 
 
@@ -151,12 +170,14 @@ def without_texts(runs: dict[int, Run]) -> list[Run]:
     return [{key: value for key, value in run.items() if key != "generated_seqs"} for run in runs.values()]
 
 
-def report(folder: Path) -> None:
-    """Write table.md, figure.png, samples.txt and summary.json into ``folder``/summary and print them."""
-    models = {name: read(folder, name) for name in MODELS if (folder / name / "results").exists()}
-    judge, out = read(folder, "ar"), folder / "summary"
-    texts = sample_texts(models)
-    shown = f"pydoc text of Python {platform.python_version()}\n\n{summary(models, judge)}\n"
+def report(
+    folder: Path, looks: Models = MODELS, panels: tuple[Panel, ...] = PANELS, name: str = "summary"
+) -> None:
+    """Write table.md, figure.png, samples.txt and summary.json into ``folder``/``name`` and print them."""
+    models = {model: read(folder, model) for model in looks if (folder / model / "results").exists()}
+    judge, out = read(folder, "ar"), folder / name
+    texts = sample_texts(models, looks)
+    shown = f"pydoc text of Python {platform.python_version()}\n\n{summary(models, judge, looks)}\n"
     with atomic_open(out / "table.md") as file:
         file.write(shown)
     with atomic_open(out / "samples.txt") as file:
@@ -166,7 +187,7 @@ def report(folder: Path) -> None:
         for name, model in {"ar": judge, **models}.items()
     }
     write_json(out / "summary.json", numbers)
-    figure(models, judge, out / "figure.png")
+    figure(models, judge, out / "figure.png", looks, panels)
     print(f"{texts}\n{shown}")
     print(f"table    {out / 'table.md'}\nfigure   {out / 'figure.png'}\nsamples  {out / 'samples.txt'}")
     for model in ("ar", *models):

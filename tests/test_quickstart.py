@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it, at toy size: table, figure, samples, and a second run that resumes."""
+"""The quickstart and the comparison of baselines as a user runs them, at toy size: tables, figures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ TOY = (
 )  # fmt: skip
 
 
-def quickstart(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def quickstart(
+    folder: Path, *overrides: str, script: str = "quickstart.sh"
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "QUICKSTART_DIR": str(folder)}
-    command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), *overrides]
+    command = ["bash", str(ROOT / "scripts" / script), *overrides]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not (ROOT / ".venv" / "requirements.installed").exists(), reason="would install .venv")
-def test_quickstart_ends_with_a_table_and_a_figure_and_resumes(tmp_path: Path) -> None:
+def test_both_end_with_tables_and_figures_and_the_second_takes_up_the_first(tmp_path: Path) -> None:
     first = quickstart(tmp_path, *TOY)
     assert first.returncode == 0, first.stderr[-2000:]
     table = (tmp_path / "summary" / "table.md").read_text()
@@ -38,7 +40,22 @@ def test_quickstart_ends_with_a_table_and_a_figure_and_resumes(tmp_path: Path) -
     second = quickstart(tmp_path, *TOY)
     assert second.returncode == 0 and second.stderr.count("already trained for 2 steps") == 6
     assert checkpoint.stat().st_mtime_ns == before
-    assert (tmp_path / "summary" / "table.md").read_text() == table
+    compared = quickstart(tmp_path, *TOY, script="baselines/pydoc.sh")
+    assert compared.returncode == 0, compared.stderr[-2000:]
+    assert compared.stderr.count("already trained for 2 steps") == 6  # the quickstart's models are taken
+    assert (tmp_path / "summary" / "table.md").read_text() == table  # of the second quickstart
+    table = (tmp_path / "baselines" / "table.md").read_text()
+    for model in (
+        "IMDM",
+        "SEDD",
+        "D3PM",
+        "Duo",
+        "Duo + DCD",
+        "Duo + DCD + rectification",
+        "IM-SDTT + IM-ReDi",
+    ):
+        assert f"| {model} |" in table
+    assert (tmp_path / "baselines" / "figure.png").stat().st_size > 10_000
 
 
 def test_a_wrong_override_stops_it_at_once(tmp_path: Path) -> None:

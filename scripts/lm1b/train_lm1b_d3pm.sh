@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# D3PM (absorbing) on packed LM1B -> outputs/lm1b/d3pm.ckpt
+#
+#   bash scripts/lm1b/train_lm1b_d3pm.sh [key=value ...]
+set -euo pipefail
+source "$(dirname "$0")/../common.sh"
+arguments -- "$@"
+pretrain d3pm algo=d3pm sampling.steps=1,2,4,8,128

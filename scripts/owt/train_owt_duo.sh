@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Duo on OpenWebText: half of the training in its curriculum, at temperature 0.001 -> outputs/owt/duo.ckpt
+# Not needed with the published weights: give s-sahoo/duo as ckpt to the other scripts.
+#
+#   bash scripts/owt/train_owt_duo.sh [key=value ...]
+set -euo pipefail
+source "$(dirname "$0")/../common.sh"
+arguments -- "$@"
+pretrain duo algo=duo algo.gamma_min=-3.55 algo.gamma_max=-1.85 algo.curriculum_start=0 \
+    algo.curriculum_end=500000 algo.gumbel_tau_log10_start=-3 algo.gumbel_tau_log10_end=-3 \
+    sampling.steps=1,2,4,8,128

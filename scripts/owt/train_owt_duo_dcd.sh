@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Discrete consistency distillation of Duo on OpenWebText, in five rounds -> outputs/owt/duo_dcd.ckpt
+# It starts from the raw weights and averages anew with 0.999; training.load_ema=True takes the averaged
+# weights, and their decay.
+#
+#   bash scripts/owt/train_owt_duo_dcd.sh [ckpt] [key=value ...]
+#   defaults: outputs/owt/duo.ckpt
+set -euo pipefail
+source "$(dirname "$0")/../common.sh"
+arguments ckpt=outputs/owt/duo.ckpt -- "$@"
+train duo_dcd 16 128 "${data[@]}" algo=distillation algo.T=512 training.finetune_path="$ckpt" \
+    training.ema=0.999 trainer.max_steps=50000 optim.lr=6e-5 lr_scheduler.num_warmup_steps=500 \
+    sampling.steps=1,2,4,8,32,128
