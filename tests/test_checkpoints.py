@@ -357,8 +357,9 @@ def test_what_does_not_fit_is_named() -> None:
 # As the program uses them --------------------------------------------------------------------------
 
 TINY = {
-    "data": "synthetic-align", "data.vocab_size": 50, "model": "synthetic", "model.length": 16,
-    "model.hidden_size": 64, "model.cond_dim": 32, "model.n_blocks": 2, "model.n_heads": 4,
+    "algo": "mdlm", "data": "synthetic-align", "data.vocab_size": 50,
+    "model": "synthetic", "model.length": 16, "model.hidden_size": 64, "model.cond_dim": 32,
+    "model.n_blocks": 2, "model.n_heads": 4,
     "trainer.precision": 32, "wandb": "null", "mode": "ppl_eval",
 }  # fmt: skip
 
@@ -458,6 +459,10 @@ def test_another_model_is_told_which_settings_to_use(tmp_path: Path) -> None:
     assert complaint(build_evaluated, compose(folder, "model.n_blocks=3")).endswith("; use model.n_blocks=2")
     message = complaint(build_evaluated, compose(folder, "model.n_heads=2"))
     assert message == f"{KEY}={folder}: a network of 4 heads, not 2; use model.n_heads=4"
+    other = save({**official(), "config": {"algo": {"name": "duo"}}}, tmp_path / "other.ckpt")
+    message = complaint(build_evaluated, compose(other))  # of another process, in the same shapes
+    problem = "was trained with algo=duo, which algo=mdlm cannot evaluate"
+    assert message == f"{KEY}={other}: {problem}; use algo=duo"
 
 
 def test_what_shapes_do_not_tell_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

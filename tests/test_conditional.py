@@ -39,7 +39,9 @@ class WorldModel(GeneratingModule):
 
     def __init__(self, world: World, *overrides: str) -> None:
         super().__init__()
-        self.config = compose_config(["data=synthetic-align", f"model.length={world.length}", *overrides])
+        self.config = compose_config(
+            ["algo=mdlm", "data=synthetic-align", f"model.length={world.length}", *overrides]
+        )
         self.mask_id, self.process = world.mask_id, Absorbing(world.mask_id)
         self.schedule = get_schedule("log-linear", 1e-3)
         self.denoiser = ExactDenoiser(world)

@@ -24,6 +24,7 @@ from trainer_base import TrainerBase
 
 LENGTH = 12
 TINY = {
+    "algo": "mdlm",
     "data": "synthetic-align", "data.vocab_size": 15, "model": "synthetic", "model.length": LENGTH,
     "model.hidden_size": 32, "model.cond_dim": 16, "model.n_blocks": 2, "model.n_heads": 4,
     "loader.eval_global_batch_size": 256, "loader.num_workers": 0, "trainer.precision": 32,

@@ -207,7 +207,10 @@ def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:
 
 # The modes -----------------------------------------------------------------------------------------
 
-SMALL = ("debug=fast", "trainer.accelerator=cpu", "trainer.precision=32", "trainer.enable_progress_bar=False")
+SMALL = (
+    "debug=fast", "algo=mdlm", "trainer.accelerator=cpu", "trainer.precision=32",
+    "trainer.enable_progress_bar=False",
+)  # fmt: skip
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -88,4 +88,4 @@ def test_mistakes() -> None:
         Strides(1, 1).check("uniform")
     Strides(1, 0).check("uniform")
     with pytest.raises(ValueError, match="^sampling.stride_length=1024: keeps nothing of a window"):
-        compose_config(["sampling.semi_ar=True", "sampling.stride_length=1024"], warn=False)
+        compose_config(["algo=mdlm", "sampling.semi_ar=True", "sampling.stride_length=1024"], warn=False)

@@ -16,6 +16,7 @@ from tasks import MODES
 
 SYMBOLS, LENGTH = 8, 8
 TINY = (
+    "algo=mdlm",
     "data=synthetic-align",
     f"data.vocab_size={SYMBOLS}",
     "model=synthetic",
