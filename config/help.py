@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from config.groups import GROUP_SCHEMAS
 from config.keys import Key, all_keys, groups
 
@@ -20,8 +22,10 @@ def help_text() -> str:
     lines += [f"  {group:13} {', '.join(choices)}" for group, choices in groups().items()]
     lines += ["", "Keys (key=default: meaning):"]
     for name, declared in all_keys().items():
-        different = {(one.default, one.limits.help): one for one in reversed(declared)}
-        lines += [_line(name, one, len(different) > 1) for one in reversed(different.values())]
+        different: dict[tuple[Any, str], Key] = {}
+        for one in declared:
+            different.setdefault((one.default, one.limits.help), one)
+        lines += [_line(name, one, len(different) > 1) for one in different.values()]
     return "\n".join(lines)
 
 
