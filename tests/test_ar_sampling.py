@@ -225,8 +225,11 @@ def test_a_row_without_bos_is_one_line() -> None:
     [("ar", "ancestral", "autoregressive"), ("ar", "first_hitting", "autoregressive"),
      ("mdlm", "autoregressive", "ancestral")],
 )  # fmt: skip
-def test_a_sampler_of_another_family_is_refused(algo: str, predictor: str, fitting: str) -> None:
+def test_a_sampler_of_another_family_is_refused(
+    tmp_path: Path, algo: str, predictor: str, fitting: str
+) -> None:
     with pytest.raises(
         ValueError, match=f"sampling.predictor={predictor}: not for .* models; use one of .*{fitting}"
     ):
-        run(Path("unused"), f"algo={algo}", f"sampling.predictor={predictor}")
+        words = (f"sampling.predictor={predictor}", f"checkpointing.save_dir={tmp_path}/run")
+        run(tmp_path, f"algo={algo}", *words)
