@@ -20,7 +20,7 @@ def strategy_for(cfg: DictConfig, world_size: int) -> Strategy | str:
         return "auto"
     if cfg.strategy.name == "fsdp" and cfg.mode == "train":
         return ShardedStrategy()
-    # Buffers are constants; sending them would let devices wait for others that have a batch less.
+    # Buffers are constants: there is nothing to send, and no device that waits for one without a batch.
     return DDPStrategy(forward_sync_buffers=False)
 
 

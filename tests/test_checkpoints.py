@@ -468,6 +468,7 @@ def test_another_model_is_told_which_settings_to_use(tmp_path: Path) -> None:
 def test_what_shapes_do_not_tell_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stored = {"model": {"softcap": 50.0, "n_heads": 4}, "data": {"tokenizer_name_or_path": "synthetic-align"}}
     path = save({**official(), "config": stored}, tmp_path / "x.ckpt")
+    caplog.set_level("WARNING")
     build_evaluated(compose(path, "model.softcap=50"))
     assert not caplog.messages
     build_evaluated(compose(path))

@@ -256,6 +256,7 @@ def test_harmless_settings_warn(typed: str, words: str, caplog: pytest.LogCaptur
 
 
 def test_defaults_and_quickstarts_warn_about_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING")
     for overrides in (
         [],
         ["algo=imdm"],

@@ -131,6 +131,7 @@ def test_the_command_prints_and_writes(
 def test_longer_samples_are_cut_and_shorter_ones_warned_about(
     human_file: str, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     tokenizer = get_tokenizer("text8")
     texts = ["abcdefghij" * 3, "the cat sat on the mat and slept"]
     cut = eval_mauve._cut({"generated_seqs": texts, "length": 30}, SEQ_LEN, tokenizer)
