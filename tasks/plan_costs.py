@@ -186,8 +186,7 @@ def memory(
     """Bytes of one device at the peak of an optimizer step (not the first), by part.
 
     Args:
-        devices: they share weights, gradients, moments and averages where ``sharded``; else each has all, and
-            DDP its buckets for gradients.
+        devices: they share weights, gradients, moments and averages where ``sharded``; else each has all.
         passes: micro-batches of an optimizer step.
     """
     share = devices if sharded else 1
@@ -197,7 +196,6 @@ def memory(
         "averages": FLOAT * held.trained // share if held.ema else 0,
         "teacher": FLOAT * held.total if held.teacher else 0,
         "gradients": FLOAT * held.trained // share,
-        "buckets of gradients": FLOAT * held.trained if devices > 1 and not sharded else 0,
     }
     if sharded:
         block = (held.total - held.root) // max(1, net.config.n_blocks)
@@ -211,7 +209,8 @@ def memory(
     early = sum(kept.values()) + 2 * head_grad + 2 * features + FLOAT * tokens
     chunk = sum(kept.values()) + head_grad + 2 * features + temporaries(net, work)["logits of a chunk"]
     late = _last_block(net, work) + kept["mask noise"] + (head_grad if passes > 1 else 0)
-    waiting = parts["gradients"] if passes == 1 else 0
+    has_buckets = devices > 1 and not sharded  # DDP's, which are the gradients and always there
+    waiting = parts["gradients"] if passes == 1 and not has_buckets else 0
     if max(early, chunk) - waiting < late:
         return parts | {"activations": late}
     parts["gradients"] -= waiting

@@ -21,7 +21,8 @@ def strategy_for(cfg: DictConfig, world_size: int) -> Strategy | str:
     if cfg.strategy.name == "fsdp" and cfg.mode == "train":
         return ShardedStrategy()
     # Buffers are constants: there is nothing to send, and no device that waits for one without a batch.
-    return DDPStrategy(forward_sync_buffers=False)
+    # Gradients that are views of the buckets which are sent need their memory once.
+    return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 class ShardedStrategy(DDPStrategy):
