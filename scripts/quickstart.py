@@ -42,9 +42,12 @@ class Quickstart:
         self.distil("", *CLASSICAL)
 
     def judge(self) -> None:
-        """The autoregressive model that judges the samples of all others, and its own."""
+        """The autoregressive model that judges the samples of all others, and its own.
+
+        It is trained no longer in the long version: on so little text it would learn that by heart.
+        """
         say("ar: the judge of all samples")
-        self.run("ar", "ar", *self.longer(2000))
+        self.run("ar", "ar")
         self.evaluate("ar", "ar", "ppl", "mode=ppl_eval")
         self.evaluate("ar", "ar", "samples", "mode=sample_eval", *self.judged())
 
