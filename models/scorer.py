@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.export.modeling_mask_diffusion import MaskDiffusionConfig, MaskDiffusionForCausalLM
-from utils import user_error
+from utils import get_logger, user_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = get_logger("scorer")
 SCORER_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -71,6 +72,8 @@ class CausalLM:
         # Texts for our own models carry all of their special tokens already.
         around = not isinstance(self.model, MaskDiffusionForCausalLM)
         encoded = self.tokenizer(list(texts), add_special_tokens=around, **cut)["input_ids"]
+        if not around:
+            encoded = masks_unknown(encoded, self.tokenizer, self.name)
         largest = max((max(ids) for ids in encoded if ids), default=0)
         if largest >= self.vocab_size:
             raise user_error(
@@ -124,6 +127,23 @@ class CausalLM:
             return None
         probe[:, -1] -= 1
         return head if _alike(head(self._features(probe)), logits) else None
+
+
+def masks_unknown(encoded: list[list[int]], tokenizer: PreTrainedTokenizerBase, name: str) -> list[list[int]]:
+    """The ids of texts for a model of ours as scorer, with every mask taken for the unknown token.
+
+    Masks stand in texts that were not finished, and in those of uniform-state models, whose vocabulary has
+    all special tokens. An autoregressive model cannot write one: a single mask would make the perplexity of
+    all texts infinite.
+    """
+    mask, unknown = tokenizer.mask_token_id, tokenizer.unk_token_id
+    if mask is None or unknown is None or not (found := sum(ids.count(mask) for ids in encoded)):
+        return encoded
+    token = tokenizer.unk_token
+    log.warning(
+        "%d masks stand in the texts; %s, which cannot write any, takes them for %s", found, name, token
+    )
+    return [[unknown if number == mask else number for number in ids] for ids in encoded]
 
 
 def load_causal_lm(name_or_path: str, *, dtype: str, local_files_only: bool) -> CausalLM:

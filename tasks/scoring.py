@@ -15,7 +15,7 @@ from data.hub import hub_reachable
 from data.tokenizers import boundary_ids
 from metrics import TextScores, score_texts
 from models.checkpoint import read_checkpoint
-from models.scorer import CausalLM, exact_float32, load_causal_lm
+from models.scorer import CausalLM, exact_float32, load_causal_lm, masks_unknown
 from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
 from utils import get_logger, user_error
@@ -55,7 +55,9 @@ class CheckpointScorer:
         if not len(texts):
             return []
         cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {"verbose": False}
-        return self.module.tokenizer(list(texts), add_special_tokens=False, **cut)["input_ids"]
+        tokenizer = self.module.tokenizer
+        encoded = tokenizer(list(texts), add_special_tokens=False, **cut)["input_ids"]
+        return masks_unknown(encoded, tokenizer, self.name)
 
     def token_nll(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         device = self.module.device

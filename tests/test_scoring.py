@@ -336,7 +336,10 @@ def test_an_ar_checkpoint_judges_with_its_averaged_weights(trained: dict[str, Pa
     ids = torch.tensor([[2, 8, 9, 34, 3, 10, 3, 4, 5, 7]])
     (text,) = tokenizer.batch_decode(ids)
     assert text == "[BOS]ab [EOS]c[EOS][MASK][PAD][UNK]"
-    assert scorer.encode([text], None) == ids.tolist() and scorer.encode([text], 4) == ids[:, :4].tolist()
+    readable = torch.where(ids == tokenizer.mask_token_id, tokenizer.unk_token_id, ids)
+    assert (
+        scorer.encode([text], None) == readable.tolist() and scorer.encode([text], 4) == ids[:, :4].tolist()
+    )
     assert (scorer.context, scorer.eos_id, scorer.dtype) == (32, 3, "float32")
     assert load_scorer(str(trained["ar"]), "bf16").dtype == "bf16"
 
@@ -373,6 +376,25 @@ def test_an_exported_ar_judges_like_its_checkpoint(trained: dict[str, Path], tmp
     assert torch.equal(scores[0].tokens, scores[1].tokens)
     with pytest.raises(ValueError, match="a masked diffusion model"):
         load_scorer(str(tmp_path / "mdlm"), "auto")
+
+
+def test_a_mask_in_a_text_does_not_make_all_texts_impossible(
+    trained: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = (f"eval.checkpoint_path={trained['ar']}", f"export.path={tmp_path}/ar")
+    run(tmp_path, "algo=ar", "mode=export", *place)
+    scorers = [load_scorer(str(name), "auto") for name in (trained["ar"], tmp_path / "ar")]
+    logger = logging.getLogger("imdm")
+    before, logger.propagate = logger.propagate, True
+    try:
+        for scorer in scorers:
+            texts = (["[BOS]the[MASK] cat[MASK]", "[BOS]dog"], ["[BOS]the[UNK] cat[UNK]", "[BOS]dog"])
+            masked, unknown = (score_texts(t, scorer, batch_size=2, max_tokens=None) for t in texts)
+            assert torch.equal(masked.nll, unknown.nll) and float(masked.nll.max()) < 200
+            assert f"2 masks stand in the texts; {scorer.name}" in caplog.text
+            caplog.clear()
+    finally:
+        logger.propagate = before
 
 
 def test_a_checkpoint_that_is_no_ar_cannot_judge(trained: dict[str, Path], tmp_path: Path) -> None:
