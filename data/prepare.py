@@ -119,8 +119,8 @@ def _first_built(
         folder, report = open_or_build_first(recipe.cache_dir, label, choices, skip=(Unavailable,))
     except Unavailable as error:
         raise nowhere(recipe.wanted(), tried) from error
-    if report["where"] != corpora[0].where:
-        where = report["where"], corpora[0].where
+    where = report.get("where", corpora[0].where), corpora[0].where  # older versions did not note it
+    if where[0] != where[1]:
         log.warning("%s (%s): the text is from %s instead of %s", recipe.source, recipe.role, *where)
     return folder
 

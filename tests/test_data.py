@@ -198,6 +198,10 @@ def test_pydoc_blocks_hold_the_text_and_come_from_the_cache(
     assert tokenizer.decode(ids[:, 1:-1].ravel()) == text[: len(ids) * 126]
     monkeypatch.setattr("data.prepare._build", refuse)
     np.testing.assert_array_equal(all_ids(prepare(wanted, tokenizer)), ids)
+    (file,) = (tmp_path / "cache").rglob("meta.json")  # as an older version left it
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps(meta | {"report": {}}))
+    np.testing.assert_array_equal(all_ids(prepare(wanted, tokenizer)), ids)
 
 
 @pytest.mark.parametrize("role, count", [("train", 100_000), ("validation", 1024)])
