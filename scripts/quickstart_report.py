@@ -143,7 +143,7 @@ def figure(
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         if names or axis is axes[0]:
-            axis.legend(fontsize=8, frameon=False, loc="upper right")  # perplexities fall
+            axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.06))
         if key == "generative_ppl":
             axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

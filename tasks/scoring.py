@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from algo import AR
@@ -18,6 +18,7 @@ from models.checkpoint import read_checkpoint
 from models.scorer import CausalLM, exact_float32, load_causal_lm, masks_unknown
 from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
+from tasks.stored import stored_configuration
 from utils import get_logger, user_error
 
 KEY = "eval.gen_ppl_eval_model_name_or_path"
@@ -164,14 +165,15 @@ def load_scorer(name: str, dtype: str) -> CausalLM | CheckpointScorer:
 
 
 def _load_checkpoint(path: Path, dtype: str) -> CheckpointScorer:
-    stored = read_checkpoint(path, key=KEY).get("config")
+    checkpoint = read_checkpoint(path, key=KEY)
+    stored = checkpoint.get("config")
     algo = stored["algo"]["name"] if isinstance(stored, dict) else None
     if algo != "ar":
         problem = f"holds a model of algo={algo}" if algo else "is no checkpoint of this program"
         raise user_error(KEY, str(path), f"{problem}, which gives no likelihood of texts", MEND)
-    cfg = OmegaConf.create(stored)
-    cfg.eval.disable_ema = False
-    cfg.trainer.precision = "bf16" if dtype == "bf16" else "32"
+    precision = "bf16" if dtype == "bf16" else "32"
+    settings = {"eval.disable_ema": False, "trainer.precision": precision}
+    cfg = stored_configuration(checkpoint, str(path), settings)
     module = build_from_checkpoint(cfg, str(path), key=KEY, use_ema=cfg.training.ema > 0)
     assert isinstance(module, AR)
     return CheckpointScorer(module, str(path))

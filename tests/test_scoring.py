@@ -363,6 +363,18 @@ def test_an_ar_checkpoint_judges_with_its_averaged_weights(trained: dict[str, Pa
     assert result["gen_ppl_scorer"] == str(trained["ar"]) and 1 < result["generative_ppl"] < 35 * 35
 
 
+def test_an_ar_checkpoint_of_an_older_version_judges(trained: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = torch.load(trained["ar"], weights_only=True)
+    for section, name in (("model", "attention"), ("model", "compile"), ("data", "streaming")):
+        del checkpoint["config"][section][name]  # keys that came later
+    torch.save(checkpoint, tmp_path / "older.ckpt")
+    scores = [
+        score_texts(["[BOS]the cat[EOS]"], load_scorer(str(path), "auto"), batch_size=1, max_tokens=None)
+        for path in (trained["ar"], tmp_path / "older.ckpt")
+    ]
+    assert torch.equal(scores[0].nll, scores[1].nll)
+
+
 def test_an_exported_ar_judges_like_its_checkpoint(trained: dict[str, Path], tmp_path: Path) -> None:
     texts = ["[BOS]the cat[EOS]", "[BOS]a[EOS]b[EOS]", "x" * 40]
     for algo, path in trained.items():
