@@ -122,9 +122,9 @@ class PairStore:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = _flat(old), _flat(new)
     return [
-        f"{key} was {before.get(key)}, is {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        f"{key} was {before[key]}, is {after[key]}"
+        for key in sorted(before.keys() & after.keys())  # one-sided ones came or went with a version
+        if before[key] != after[key]
     ]
 
 
