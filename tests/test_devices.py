@@ -95,6 +95,7 @@ def jobs(folder: Path) -> dict[str, list[str]]:
         "cond_sampling.min_seq_len=24",
         *judged,
     )
+    found["judge-again"] = of("imdm", "judged", "mode=gen_ppl_eval", *judged)
     found["ppl"] = of("imdm", "ppl", "mode=ppl_eval")
     found["zero_shot"] = of("imdm", "zero-{{data}}", "mode=zero_shot", "zero_shot.datasets=pydoc")
     found["frontier"] = of("mdlm", "frontier", "mode=frontier", "frontier.steps=2", *judged)
