@@ -1,6 +1,7 @@
-"""The quickstart's commands, one after another in one process: see quickstart.sh.
+"""The quickstart's commands: see quickstart.sh.
 
 Each is what a user types as ``python main.py ...``, and is printed so; the first that fails ends it.
+First come the two models that all need; then parts that need nothing of each other, side by side.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from side_by_side import end_with_parent, side_by_side  # noqa: E402
+
 from main import main as run_command  # noqa: E402
 
 STEPS = "1,2,4,8,16,64"
+FEWER = "1,2,4,8,16"  # the order of unmasking matters little beyond
 CLASSICAL = ("algo.as_mdlm=True",)
 
 
@@ -35,11 +40,9 @@ class Quickstart:
     def all(self) -> None:
         """Train, distil, evaluate everything that is not there yet."""
         self.judge()
-        self.masked_model("mdlm")
-        if self.full:
-            self.masked_model("imdm")
-        self.distil("im")
-        self.distil("", *CLASSICAL)
+        say("mdlm: masked diffusion")
+        self.train("mdlm")
+        self.side_by_side()
 
     def judge(self) -> None:
         """The autoregressive model that judges the samples of all others, and its own.
@@ -48,14 +51,43 @@ class Quickstart:
         """
         say("ar: the judge of all samples")
         self.run("ar", "ar")
+
+    def parts(self) -> dict[str, Callable[[], None]]:
+        """What can be done side by side once AR and MDLM are there, by name; the longest first."""
+        longer = {"imdm": lambda: self.masked_model("imdm")} if self.full else {}
+        return {
+            "infinite": lambda: self.distil("im"),
+            "classical": lambda: self.distil("", *CLASSICAL),
+            **longer,
+            "measured": self.measure_first,
+        }
+
+    def side_by_side(self) -> None:
+        """All parts, each in a process of its own."""
+        import torch  # here, for a wrong word is told before
+
+        script = str(Path(sys.modules[type(self).__module__].__file__ or "").resolve())
+        words = [*(["--full"] if self.full else []), *self.overrides]
+        commands = {name: [sys.executable, script, "--part", name, *words] for name in self.parts()}
+        if code := side_by_side(commands, torch.get_num_threads()):
+            raise Failed(code)
+
+    def measure_first(self) -> None:
+        """What the two models that came first can do."""
+        say("ar, mdlm: measured")
         self.evaluate("ar", "ar", "ppl", "mode=ppl_eval")
         self.evaluate("ar", "ar", "samples", "mode=sample_eval", *self.judged())
+        self.write("mdlm", "mdlm")
 
     def masked_model(self, name: str) -> None:
         """MDLM or IMDM from scratch."""
         say(f"{name}: masked diffusion")
-        self.run(name, name, *self.longer(4500))
+        self.train(name)
         self.write(name, name)
+
+    def train(self, name: str) -> None:
+        """A model from scratch."""
+        self.run(name, name, *self.longer(4500))
 
     def distil(self, prefix: str, *arguments: str) -> None:
         """SDTT from MDLM, pairs that it writes, ReDi on them; ``arguments`` may ask for a single mask."""
@@ -73,11 +105,12 @@ class Quickstart:
 
     def make_pairs(self, name: str, experiment: str, pairs: Path, *arguments: str) -> None:
         """Noise and the text that a model writes from it."""
+        number, steps = (2_048, 64) if self.full else (384, 32)
         made = (
             "mode=generate_reflow_dataset",
             f"eval.checkpoint_path={self.checkpoint(name)}",
-            f"reflow.num_reflow_samples={2_048 if self.full else 512}",
-            "sampling.steps=64",
+            f"reflow.num_reflow_samples={number}",
+            f"sampling.steps={steps}",
             "loader.eval_batch_size=256",
             f"reflow.save_path={pairs}",
         )
@@ -86,13 +119,14 @@ class Quickstart:
     def write(self, name: str, experiment: str, *arguments: str) -> None:
         """Bits per character of a masked model, and its samples at every number of steps, in both orders."""
         self.evaluate(name, experiment, "ppl", "mode=ppl_eval", "eval.nelbo=count", "data=pydoc", *arguments)
-        samples = self.samples(*arguments)
-        self.evaluate(name, experiment, "samples", *samples)
-        self.evaluate(name, experiment, "spread", *samples, "sampling.order=spread")
+        self.evaluate(name, experiment, "samples", *self.samples(*arguments))
+        spread = ("sampling.order=spread", *arguments)
+        steps = STEPS if self.full else FEWER
+        self.evaluate(name, experiment, "spread", *self.samples(*spread, steps=steps))
 
-    def samples(self, *arguments: str) -> tuple[str, ...]:
+    def samples(self, *arguments: str, steps: str = STEPS) -> tuple[str, ...]:
         """What asks for judged samples at every number of steps."""
-        return ("mode=sample_eval", f"sampling.steps={STEPS}", "data=pydoc", *self.judged(), *arguments)
+        return ("mode=sample_eval", f"sampling.steps={steps}", "data=pydoc", *self.judged(), *arguments)
 
     def evaluate(self, name: str, experiment: str, result: str, *arguments: str) -> None:
         """One result file, unless it is there and not older than the model's weights.
@@ -119,6 +153,12 @@ class Quickstart:
     def checkpoint(self, name: str) -> Path:
         return self.out / name / "checkpoints" / "last.ckpt"
 
+    def report(self) -> None:
+        """Tables, figure and texts of what is there."""
+        from quickstart_report import report  # matplotlib: a mistake is told without waiting for it
+
+        report(self.out)
+
     def run(self, name: str, experiment: str, *arguments: str) -> None:
         """One command; what the user typed comes last and wins."""
         words = [
@@ -144,17 +184,21 @@ def parse(words: list[str], kind: type[Quickstart]) -> Quickstart:
     return kind(Path(folder), full, tuple(words[full:]))
 
 
-def main(words: list[str]) -> int:
-    """Run everything and print the summary; returns the exit code."""
-    quickstart = parse(words, Quickstart)
+def main(words: list[str], kind: type[Quickstart] = Quickstart) -> int:
+    """Run everything and print the summary, or (``--part NAME``) one of the parts; returns the exit code."""
+    part = words[1] if words[:1] == ["--part"] else None
+    quickstart = parse(words[2 if part else 0 :], kind)
     try:
-        quickstart.all()
+        if part:
+            end_with_parent()
+            quickstart.parts()[part]()
+        else:
+            quickstart.all()
     except Failed as failed:
         return failed.args[0]
-    say("Summary")
-    from quickstart_report import report  # matplotlib: a mistake above is told without waiting for it
-
-    report(quickstart.out)
+    if not part:
+        say("Summary")
+        quickstart.report()
     return 0
 
 

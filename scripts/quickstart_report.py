@@ -79,7 +79,7 @@ def table(
 ) -> str:
     """A markdown table, one row a model and one column a number of steps; ``first`` adds the bits."""
     models = {name: model for name, model in models.items() if runs in model}
-    steps = sorted({count for model in models.values() for count in model["runs"]})
+    steps = sorted({count for model in models.values() for count in model[runs]})
     head = ["steps", *(["bits per character"] if first else []), *map(str, steps)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, model in models.items():

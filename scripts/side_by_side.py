@@ -1,0 +1,85 @@
+"""Several commands at once, which share the processor's threads; their lines are told apart by a prefix."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event, Lock, Thread
+from typing import IO, TextIO
+
+THREADS = "OMP_NUM_THREADS"
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that :func:`side_by_side` runs in has gone or given it up."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not sys.stdin, whose lock Python wants back at its end
+            pass
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def side_by_side(commands: Mapping[str, Sequence[str]], threads: int) -> int:
+    """Run named commands, as many at once as there are threads, in the order given.
+
+    Small networks leave most of a second thread idle: two processes of one thread do more than one of two.
+
+    Args:
+        commands: the words of each; it has to call :func:`end_with_parent`.
+        threads: how many all may use together.
+
+    Returns:
+        0, or the exit code of the first that failed; that ends the others, and no more are started.
+    """
+    workers = max(1, min(threads, len(commands)))
+    given_up = Event()
+    width = max(map(len, commands), default=0)
+    environment = {**os.environ, THREADS: str(max(1, threads // workers))}
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(_run, words, f"{name:{width}} | ", environment, given_up)
+            for name, words in commands.items()
+        ]
+        try:
+            for job in as_completed(jobs):
+                if code := job.result():
+                    return code
+        finally:
+            given_up.set()
+    return 0
+
+
+def _run(words: Sequence[str], prefix: str, environment: Mapping[str, str], given_up: Event) -> int:
+    """One command to its end, or until all are given up; returns its exit code."""
+    if given_up.is_set():
+        return 0
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdin and process.stdout and process.stderr
+        streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        readers = [Thread(target=_relay, args=(source, prefix, to)) for source, to in streams]
+        for reader in readers:
+            reader.start()
+        while process.poll() is None:
+            if given_up.wait(0.2):
+                process.stdin.close()  # see end_with_parent
+                process.wait()
+        for reader in readers:
+            reader.join()
+    return process.returncode
+
+
+_WRITING = Lock()
+
+
+def _relay(source: IO[str], prefix: str, to: TextIO) -> None:
+    """Whole lines, each after the prefix."""
+    for line in source:
+        with _WRITING:
+            to.write(f"{prefix}{line}")
+            to.flush()
