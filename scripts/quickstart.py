@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from side_by_side import end_with_parent, side_by_side  # noqa: E402
 
+from main import INTERRUPTED  # noqa: E402
 from main import main as run_command  # noqa: E402
 
 STEPS = "1,2,4,8,16,64"
@@ -196,6 +197,8 @@ def main(words: list[str], kind: type[Quickstart] = Quickstart) -> int:
             quickstart.all()
     except Failed as failed:
         return failed.args[0]
+    except KeyboardInterrupt:
+        return INTERRUPTED  # the command that it reached has told it
     if not part:
         say("Summary")
         quickstart.report()

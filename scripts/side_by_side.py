@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from threading import Event, Lock, Thread
-from typing import IO, TextIO
+from types import FrameType
+from typing import IO, Any, TextIO
 
 THREADS = "OMP_NUM_THREADS"
+PATIENCE_SECONDS = 30.0  # a training that is told to stop writes its checkpoint first
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that :func:`side_by_side` runs in has gone or given it up."""
+    """End this process as soon as the one that :func:`side_by_side` runs in has gone, be it killed."""
 
     def watch() -> None:
         while os.read(0, 4096):  # not sys.stdin, whose lock Python wants back at its end
@@ -34,24 +38,44 @@ def side_by_side(commands: Mapping[str, Sequence[str]], threads: int) -> int:
         threads: how many all may use together.
 
     Returns:
-        0, or the exit code of the first that failed; that ends the others, and no more are started.
+        0, or the exit code of the first that failed. That stops the others by SIGTERM, and no more are
+        started; so do Ctrl-C and a scheduler's signals.
     """
     workers = max(1, min(threads, len(commands)))
     given_up = Event()
     width = max(map(len, commands), default=0)
     environment = {**os.environ, THREADS: str(max(1, threads // workers))}
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(_run, words, f"{name:{width}} | ", environment, given_up)
-            for name, words in commands.items()
-        ]
+    with _signals_raise(), ThreadPoolExecutor(workers) as pool:
         try:
+            jobs = [
+                pool.submit(_run, words, f"{name:{width}} | ", environment, given_up)
+                for name, words in commands.items()
+            ]
             for job in as_completed(jobs):
                 if code := job.result():
                     return code
         finally:
             given_up.set()
     return 0
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """What would end this process at once raises SystemExit, so that the others are stopped first."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before: dict[int, Any] = {}
+    try:
+        for name in names:
+            signum = getattr(signal, name)
+            before[signum] = signal.signal(signum, stop)
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _run(words: Sequence[str], prefix: str, environment: Mapping[str, str], given_up: Event) -> int:
@@ -67,11 +91,19 @@ def _run(words: Sequence[str], prefix: str, environment: Mapping[str, str], give
             reader.start()
         while process.poll() is None:
             if given_up.wait(0.2):
-                process.stdin.close()  # see end_with_parent
-                process.wait()
+                _stop(process)
         for reader in readers:
             reader.join()
     return process.returncode
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Politely, then not."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 _WRITING = Lock()

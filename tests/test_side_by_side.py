@@ -81,6 +81,25 @@ def test_the_first_failure_ends_all_and_gives_its_exit_code(tmp_path: Path) -> N
     assert not (tmp_path / "never").exists()
 
 
+def test_a_signal_lets_all_end_in_order(tmp_path: Path) -> None:
+    """The parent of a training that a scheduler stops: it waits until the checkpoint is written."""
+    polite = f"""
+import signal
+def stop(*_):
+    time.sleep(0.5)
+    (Path({str(tmp_path)!r}) / 'saved').touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+(Path({str(tmp_path)!r}) / 'started').write_text('1')
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", side_by_side({"polite": polite}, threads=2)])
+    wait_for(tmp_path / "started")
+    parent.terminate()
+    assert parent.wait(60) == 143
+    assert (tmp_path / "saved").exists()
+
+
 def test_none_outlives_a_killed_parent(tmp_path: Path) -> None:
     forever = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(600)"
     parent = subprocess.Popen([sys.executable, "-c", side_by_side({"forever": forever}, threads=2)])
