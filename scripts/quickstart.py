@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from side_by_side import end_with_parent, side_by_side  # noqa: E402
+from side_by_side import end_with_parent, run_apart, side_by_side  # noqa: E402
 
 from main import INTERRUPTED  # noqa: E402
 from main import main as run_command  # noqa: E402
@@ -65,7 +65,7 @@ class Quickstart:
 
     def side_by_side(self) -> None:
         """All parts, each in a process of its own."""
-        import torch  # here, for a wrong word is told before
+        import torch
 
         script = str(Path(sys.modules[type(self).__module__].__file__ or "").resolve())
         words = [*(["--full"] if self.full else []), *self.overrides]
@@ -169,8 +169,16 @@ class Quickstart:
         ]
         words += [*arguments, *self.overrides]
         print(f"$ python main.py {shlex.join(words)}", flush=True)
-        if code := run_command(words):
+        apart = [sys.executable, str(ROOT / "main.py"), *words]
+        if code := run_command(words) if self.one_process() else run_apart(apart):
             raise Failed(code)
+
+    def one_process(self) -> bool:
+        """Whether all commands can share a process, which saves starts; on several devices they cannot."""
+        import torch
+
+        keys = ("trainer.devices=", "trainer.num_nodes=")
+        return not torch.cuda.is_available() and not any(word.startswith(keys) for word in self.overrides)
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ PATIENCE_SECONDS = 30.0  # a training that is told to stop writes its checkpoint
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that :func:`side_by_side` runs in has gone, be it killed."""
+    """Stop this process as soon as the one that :func:`side_by_side` runs in has gone, be it killed."""
 
     def watch() -> None:
         while os.read(0, 4096):  # not sys.stdin, whose lock Python wants back at its end
             pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_SECONDS)
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
@@ -57,6 +60,16 @@ def side_by_side(commands: Mapping[str, Sequence[str]], threads: int) -> int:
         finally:
             given_up.set()
     return 0
+
+
+def run_apart(words: Sequence[str]) -> int:
+    """One command in a process of its own, which ends with this one; returns its exit code."""
+    with _signals_raise(), subprocess.Popen(words) as process:
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                _stop(process)
 
 
 @contextmanager
@@ -97,7 +110,7 @@ def _run(words: Sequence[str], prefix: str, environment: Mapping[str, str], give
     return process.returncode
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[Any]) -> None:
     """Politely, then not."""
     process.terminate()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,20 @@ def test_a_wrong_override_stops_it_at_once(tmp_path: Path) -> None:
         pytest.skip("would install .venv")
     done = quickstart(tmp_path, "trainer.max_stps=3")
     assert done.returncode == 2 and "trainer.max_stps: unknown key" in done.stderr
+
+
+def test_its_commands_share_several_devices_one_after_another(tmp_path: Path) -> None:
+    """In one process a second group of devices would meet the first."""
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+from quickstart import Quickstart
+start = Quickstart(Path({str(tmp_path)!r}), False, ("trainer.devices=2", *{TOY!r}))
+start.judge()
+start.train("mdlm")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("(16 per device x 1)") == 2
+    assert (tmp_path / "mdlm" / "checkpoints" / "last.ckpt").exists()
