@@ -106,7 +106,7 @@ class Quickstart:
 
     def make_pairs(self, name: str, experiment: str, pairs: Path, *arguments: str) -> None:
         """Noise and the text that a model writes from it."""
-        number, steps = (2_048, 64) if self.full else (384, 32)
+        number, steps = (2_048, 64) if self.full else (320, 32)
         made = (
             "mode=generate_reflow_dataset",
             f"eval.checkpoint_path={self.checkpoint(name)}",
