@@ -22,7 +22,7 @@ _setup_env() {
     base=$(_find_python) || return 1
     echo "Installing the pinned requirements into .venv (once; some minutes)"
     [ -x .venv/bin/python ] || "$base" -m venv .venv || return 1
-    # Uncompiled: Python compiles what is imported when it is, a fraction of these packages, in a third of the time.
+    # Uncompiled: Python compiles what is imported when it is, a fraction of these packages.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt || return 1
     cp requirements.txt "$stamp"
 }
