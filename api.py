@@ -20,12 +20,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from data.tokenizers import boundary_ids
+from errors import UserError
 from tasks.prompts import encode, starts_of_prompts
 from tasks.setup import build_evaluated, evaluation_device
 from tasks.stored import stored_configuration
 from tasks.weights import read_source
 from trainer_base import TrainerBase
-from utils import user_error
 
 _ROWS_AT_ONCE = 16
 
@@ -144,7 +144,7 @@ class Model:
             if len(ids) != length or ids[0] != bos:  # else it is a whole row, as samples are
                 ids = [bos, *ids, eos]
         if not 1 <= len(ids) <= length:
-            raise user_error(
+            raise UserError(
                 "text", text, f"has {len(ids)} tokens", f"give 1 to {length}, bos and eos counted"
             )
         return ids

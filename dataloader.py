@@ -20,7 +20,8 @@ from data.places import SourceChoice, Wanted
 from data.prepare import Recipe, prepare
 from data.reflow import REFLOW, ReflowDataset, read_manifest
 from data.streaming import StreamBatches, StreamRecipe, TokenStream
-from utils import get_logger, user_error
+from errors import UserError
+from utils import get_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +62,7 @@ def data_settings(cfg: DictConfig) -> DictConfig:
 def _known(cfg: DictConfig, data: DictConfig, key: str) -> str:
     if data.train == REFLOW and data[key] == AUTO:
         problem = f"reflow.save_path={cfg.reflow.save_path} has no manifest that names it"
-        raise user_error(f"data.{key}", AUTO, problem, f"give data.{key}")
+        raise UserError(f"data.{key}", AUTO, problem, f"give data.{key}")
     return data[key]
 
 
@@ -182,7 +183,7 @@ def batch_sizes(cfg: DictConfig, world_size: int, *, evaluation: bool = False) -
         return loader.eval_batch_size or share, 1
     share, rest = divmod(loader.global_batch_size, world_size)
     if rest or not share:
-        raise user_error(
+        raise UserError(
             "loader.global_batch_size",
             loader.global_batch_size,
             f"it cannot be divided over {world_size} devices",
@@ -191,7 +192,7 @@ def batch_sizes(cfg: DictConfig, world_size: int, *, evaluation: bool = False) -
     per_device = share if loader.batch_size is None else loader.batch_size
     if per_device < 1 or share % per_device:
         fitting = max(s for s in range(1, share + 1) if share % s == 0 and s <= max(per_device, 1))
-        raise user_error(
+        raise UserError(
             "loader.batch_size",
             per_device,
             f"the share of a device in loader.global_batch_size={loader.global_batch_size} is "
@@ -222,7 +223,7 @@ def get_train_dataloader(
     dataset = get_dataset(cfg, tokenizer, "train")
     size = cfg.loader.global_batch_size
     if cfg.loader.drop_last and len(dataset) < size:
-        raise user_error(
+        raise UserError(
             "loader.global_batch_size",
             size,
             f"the training data has {len(dataset)} rows only",

@@ -22,8 +22,9 @@ from data.batching import permutation
 from data.hub import hub_reachable
 from data.prepare import Recipe, prepare
 from data.tokenizers import get_tokenizer
+from errors import ABSENT, UserError
 from models.featurizer import Featurizer
-from utils import get_logger, setup_logging, user_error, write_json
+from utils import get_logger, setup_logging, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,8 +50,11 @@ def mauve(human: np.ndarray, generated: np.ndarray, seeds: Sequence[int]) -> dic
     try:
         from mauve import compute_mauve
     except ImportError as error:
-        raise ValueError(
-            f"mauve-text: cannot be imported ({error}); install it: pip install -r requirements.txt"
+        raise UserError(
+            "mauve-text",
+            ABSENT,
+            f"cannot be imported ({error})",
+            "install it: pip install -r requirements.txt",
         ) from error
     found = [
         compute_mauve(p_features=human, q_features=generated, seed=seed, mauve_scaling_factor=SCALING)
@@ -97,7 +101,7 @@ def human_texts(
     if ready is not None:
         return [ready[row] for row in _drawn(len(ready), sample_num, seed, "texts")]
     if seq_len > length:
-        raise user_error("--seq_len", seq_len, f"blocks have {length} tokens", "raise --length")
+        raise UserError("--seq_len", seq_len, f"blocks have {length} tokens", "raise --length")
     recipe = Recipe(
         source=path or HUMAN,
         role="validation",
@@ -116,8 +120,8 @@ def human_texts(
 
 def _drawn(number: int, wanted: int, seed: int, what: str) -> np.ndarray:
     if wanted > number:
-        mend = f"use --sample_num {number}, or more text"
-        raise user_error("--sample_num", wanted, f"there are {number} human {what}", mend)
+        hint = f"use --sample_num {number}, or more text"
+        raise UserError("--sample_num", wanted, f"there are {number} human {what}", hint)
     return permutation(number, seed, 0)[:wanted]
 
 
@@ -143,16 +147,16 @@ def generated_runs(path: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: no such file, or it holds no texts.
     """
-    key, mend = "--generation_path", "give a result of mode=cond_sample_eval_with_tc"
+    key, hint = "--generation_path", "give a result of mode=cond_sample_eval_with_tc"
     try:
         content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise user_error(key, path, error.strerror or "cannot be read", mend) from error
+        raise UserError(key, path, error.strerror or "cannot be read", hint) from error
     except ValueError as error:
-        raise user_error(key, path, f"is no JSON ({error})", mend) from error
+        raise UserError(key, path, f"is no JSON ({error})", hint) from error
     runs = content.get("runs", [content]) if isinstance(content, dict) else []
     if not runs or not all(isinstance(run, dict) and _are_texts(run.get("generated_seqs")) for run in runs):
-        raise user_error(key, path, "holds no list generated_seqs of texts", mend)
+        raise UserError(key, path, "holds no list generated_seqs of texts", hint)
     return runs
 
 
@@ -204,7 +208,7 @@ def evaluate(
 def _not_empty(texts: Sequence[str], featurizer: Featurizer, key: str) -> list[str]:
     kept = [text for text in texts if featurizer.has_tokens(text)]
     if len(kept) < 2:
-        raise user_error(key, f"{len(texts)} texts", f"{len(kept)} of them are not empty", "give more texts")
+        raise UserError(key, f"{len(texts)} texts", f"{len(kept)} of them are not empty", "give more texts")
     return kept
 
 
@@ -243,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     try:
         result = _run(options)
-    except ValueError as error:
+    except UserError as error:
         message = " ".join(str(error).split())
         for theirs, ours in FLAGS.items():
             message = message.replace(theirs, ours)

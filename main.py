@@ -20,10 +20,16 @@ from config.cli import compose_clean, dropped_warning, finish, register_schema
 from config.help import help_text
 from config.keys import CONFIG_DIR
 from config.schema import ONE_DEVICE_MODES
-from utils import FromFirst, get_logger, setup_logging
+from errors import ABSENT, RankZeroError, UserError
+from utils import get_logger, setup_logging
 
 ROOT = Path(__file__).resolve().parent
 USER_MISTAKE = 2
+PROGRAM_FAULT = 1
+REPORT_US = (
+    "this is a fault of the program, not of your settings: please report it with the lines above, "
+    "the command, and the run folder's config.yaml"
+)
 PATIENCE_SECONDS = 20.0  # a busy machine takes some to end a process
 INTERRUPTED = 130  # 128 + SIGINT, as of other programs
 PARENT = os.getppid()
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         for job in line.jobs():
             finish(compose_clean(job))
-    except ValueError as error:
+    except UserError as error:
         return _tell(error, rank)
     if rank == 0:
         for warning in dropped_warning(line.overrides):
@@ -90,33 +96,24 @@ def _job(cfg: DictConfig, rank: int) -> int:
         from tasks import MODES  # here, because it imports torch and lightning: mistakes are told before
 
         MODES[cfg.mode](cfg)
-    except ValueError as error:
-        if not _is_ours(error):
-            raise
+    except UserError as error:
         return _tell(error, rank)
     except OSError as error:  # a full disk, an unwritable folder: the file says more than a traceback
         if error.filename is None:
             raise
-        mend = "make room, or choose another place"
-        return _tell(ValueError(f"{error.filename}: {error.strerror}; {mend}"), rank)
+        hint = "make room, or choose another place"
+        return _tell(UserError(str(error.filename), ABSENT, str(error.strerror), hint), rank)
     except SystemExit:
         _let_first_end(rank)
         raise
     return 0
 
 
-def _is_ours(error: ValueError) -> bool:
-    """Whether this program raised the error itself, rather than a library that it called."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = Path(frames[-1].filename).resolve()
-    return where.is_relative_to(ROOT) and "site-packages" not in where.parts
-
-
-def _tell(error: ValueError, rank: int) -> int:
+def _tell(error: UserError, rank: int) -> int:
     """One line, of the first process; of another one if it alone is in trouble, and has not been ended."""
     if os.environ.get("FULL_TRACEBACK") == "1":
         traceback.print_exception(error)
-    if _let_first_end(rank) or isinstance(error, FromFirst):
+    if _let_first_end(rank) or isinstance(error, RankZeroError):
         return USER_MISTAKE
     where = f" (process {rank})" if rank else ""
     print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -150,5 +147,15 @@ def _rank() -> int:
     return max(int(number) if number.isdigit() else 0 for number in numbers)
 
 
+def _run_and_report() -> int:
+    """``main``; what it does not take for a mistake of the user is ours: a traceback, and what to report."""
+    try:
+        return main()
+    except Exception:
+        traceback.print_exc()
+        print(REPORT_US, file=sys.stderr)
+        return PROGRAM_FAULT
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run_and_report())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from utils import user_error
+from errors import UserError
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.AdamW:
@@ -45,7 +45,7 @@ def train_only(module: nn.Module, ln_tune: str) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and ln_tune in name)
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise user_error("optim.ln_tune", ln_tune, "the network has no such norm to train", "use none")
+        raise UserError("optim.ln_tune", ln_tune, "the network has no such norm to train", "use none")
 
 
 WATCHED = ("trainer/loss", "train/grad_norm", "norm of the weights")
@@ -114,7 +114,7 @@ class WatchedModule(L.LightningModule):
         found = self.over_devices(torch.stack([value.float() for value in (*self._seen, weights)])).tolist()
         for name, value in zip(WATCHED, found, strict=True):
             if not math.isfinite(value):
-                raise user_error(
+                raise UserError(
                     name,
                     value,
                     f"not a finite number in optimizer steps {self._last_step - self._steps + 1} "

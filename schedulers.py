@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils import user_error
+from errors import UserError
 
 
 def lr_multiplier(settings: Mapping[str, Any], lr: float, max_steps: int) -> Callable[[int], float]:
@@ -29,7 +29,7 @@ def lr_multiplier(settings: Mapping[str, Any], lr: float, max_steps: int) -> Cal
     if name == "step_scheduler":
         warmup, every, factor = (settings[k] for k in ("num_warmup_steps", "decay_every", "decay_factor"))
         return lambda step: min(1.0, (step + 1) / max(1, warmup)) * factor ** (step // every)
-    raise user_error(
+    raise UserError(
         "lr_scheduler.name",
         name,
         "no such schedule",

@@ -1,4 +1,4 @@
-"""Small helpers that every floor may use: user errors, logging, atomic files."""
+"""Small helpers that every floor may use: logging, atomic files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
-
-
-def user_error(key: str, value: object, problem: str, mend: str) -> ValueError:
-    """The one shape of an error that the user can mend: ``key=value: problem; mend``.
-
-    Returned, not raised, so that the call site reads ``raise user_error(...)``.
-    """
-    shown = value if isinstance(value, str) else repr(value)
-    return ValueError(f"{key}={shown}: {problem}; {mend}")
-
-
-class FromFirst(ValueError):
-    """An error of the user that the first of several processes met and tells; the others just end."""
 
 
 def get_logger(name: str) -> logging.Logger:

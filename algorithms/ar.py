@@ -14,9 +14,9 @@ from torch import Tensor
 from data.tokenizers import boundary_ids
 from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
+from errors import UserError
 from models.dit import BackboneConfig
 from trainer_base import TrainerBase
-from utils import user_error
 
 
 class AR(TrainerBase):
@@ -142,5 +142,5 @@ class CachedDecoder:
             ids = self._model.with_start(ids)
         if ids.shape[1] == 0:
             problem = "masked, but an autoregressive model starts from bos"
-            raise user_error("xt", "position 0", problem, "put the tokenizer's bos there")
+            raise UserError("xt", "position 0", problem, "put the tokenizer's bos there")
         return self._model.prediction(self._model.backbone.body(ids, None, cache=self._cache)[:, -1:])

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from algorithms.mdlm import MDLM, Noised
-from utils import user_error
+from errors import UserError
 
 
 class OnPairs(MDLM):
@@ -30,7 +30,7 @@ class OnPairs(MDLM):
             return super().noised(batch, step, num_rows, training)
         if "xt" not in batch:
             problem = f"algo={self.config.algo.name} trains on stored pairs, and this data has none"
-            raise user_error("data", self.config.data.name, problem, "use data=reflow-dataset-general")
+            raise UserError("data", self.config.data.name, problem, "use data=reflow-dataset-general")
         loss_mask = batch["attention_mask"].clone()
         if self.config.training.ignore_bos:
             loss_mask[:, 0] = False

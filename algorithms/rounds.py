@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from algorithms.mdlm import MDLM
 from diffusion.objectives import LossOutput
 from diffusion.parameterization import Prediction
+from errors import UserError
 from metrics import Nelbo
 from models.dit import DiT
 from models.sharding import collected, copy_weights, whole_copy
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("distillation")
 
@@ -182,7 +183,7 @@ class InRounds(MDLM):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "teacher" not in checkpoint:
-            raise user_error(
+            raise UserError(
                 "checkpointing.resume_ckpt_path",
                 str(self.config.checkpointing.resume_ckpt_path),
                 "holds no teacher, so its distillation cannot go on",

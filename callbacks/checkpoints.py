@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from utils import atomic_open, get_logger, user_error
+from errors import UserError
+from utils import atomic_open, get_logger
 
 log = get_logger("checkpoints")
 
@@ -115,7 +116,7 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(self.last, weights_only=False)
         except OSError as error:
             again = "starts anew" if self.saved_step is None else f"goes on from step {self.saved_step}"
-            raise user_error(
+            raise UserError(
                 "checkpointing.save_dir",
                 str(self.folder.parent),
                 f"the checkpoint of step {step} cannot be written ({error.strerror})",

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.checkpoints import Checkpoints
-from utils import user_error
+from errors import UserError
 
 # What a user, a system that shuts down and a scheduler send.
 _GO_ON, _TIME = -1, 0  # beside the numbers of signals, which are positive
@@ -50,7 +50,7 @@ def read_duration(max_time: str | None) -> float:
         return float("inf")
     match = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", max_time.strip())
     if match is None:
-        raise user_error(
+        raise UserError(
             "trainer.max_time", max_time, "not of the form DD:HH:MM:SS", "write 00:12:00:00 for twelve hours"
         )
     days, hours, minutes, seconds = map(int, match.groups())

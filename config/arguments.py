@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 
 from config.keys import all_keys, nearest
 from config.overrides import Overrides, clean_overrides
+from errors import ABSENT, UserError
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,17 @@ def read_command_line(words: Sequence[str]) -> CommandLine:
     _refuse_unknown_flags(words, parser)
 
     def fail(message: str) -> NoReturn:
-        raise ValueError(f"{message}; python main.py --help shows what there is")
+        raise UserError("", ABSENT, message, "python main.py --help shows what there is")
 
     parser.error = fail  # type: ignore[method-assign]
     arguments = parser.parse_args(list(words))
     for flag in ("config_path", "config_name", "config_dir", "experimental_rerun"):
         if getattr(arguments, flag) is not None:
             name = "--" + flag.replace("_", "-")
-            raise ValueError(
-                f"{name}: not used here; put a file into config/experiment and type experiment=its_name"
-            )
+            hint = "put a file into config/experiment and type experiment=its_name"
+            raise UserError(name, ABSENT, "not used here", hint)
     if arguments.multirun and (arguments.cfg or arguments.info):
-        raise ValueError("--multirun: cannot go with --cfg or --info; leave one of them out")
+        raise UserError("--multirun", ABSENT, "cannot go with --cfg or --info", "leave one of them out")
     overrides = clean_overrides(arguments.overrides, multirun=arguments.multirun)
     flags = _without(words, arguments.overrides)
     return CommandLine(flags, overrides, arguments.multirun, arguments.help)
@@ -73,7 +73,7 @@ def _refuse_unknown_flags(words: Sequence[str], parser: argparse.ArgumentParser)
             key = name.lstrip("-").replace("-", "_")
             meant = key if key in all_keys() else nearest(key)
             hint = f"{meant}={value or '...'}" if meant else "key=value"
-            raise ValueError(f"{name}: no such flag; settings are typed without dashes, like {hint}")
+            raise UserError(name, ABSENT, "no such flag", f"settings are typed without dashes, like {hint}")
 
 
 def _without(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -90,5 +90,5 @@ def _points(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        raise ValueError(f"{override.input_line}: a sweep without single points; list them, like 1,2,4")
+        raise UserError(override.input_line, ABSENT, "a sweep without single points", "list them, like 1,2,4")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

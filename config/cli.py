@@ -26,7 +26,8 @@ from config.keys import CONFIG_DIR, all_keys, groups, owner_choices, sections
 from config.overrides import Overrides, clean_overrides, unknown_key
 from config.schema import Config
 from config.validation import check, fill_derived
-from utils import get_logger, user_error
+from errors import ABSENT, UserError
+from utils import get_logger
 
 log = get_logger("config")
 
@@ -66,7 +67,7 @@ def compose_clean(cleaned: Overrides) -> DictConfig:
     try:
         return _compose(cleaned.words)
     except COMPOSE_ERRORS as error:
-        raise ValueError(_explain(cleaned, error)) from error
+        raise _explain(cleaned, error) from error
 
 
 def finish(cfg: DictConfig) -> list[str]:
@@ -75,7 +76,7 @@ def finish(cfg: DictConfig) -> list[str]:
         try:
             OmegaConf.select(cfg, name)
         except OmegaConfBaseException as error:
-            raise ValueError(f"{name}: {_one_line(error)}; name a key that exists inside ${{...}}") from error
+            raise UserError(name, ABSENT, _one_line(error), "name a key that exists inside ${...}") from error
     fill_derived(cfg)
     OmegaConf.resolve(cfg)
     return check(cfg)
@@ -98,13 +99,13 @@ def _compose(words: list[str]) -> DictConfig:
         return compose("config", overrides=words)
 
 
-def _explain(cleaned: Overrides, error: Exception) -> str:
-    """One line for a failed composition: apply the overrides one by one and name the first that fails."""
+def _explain(cleaned: Overrides, error: Exception) -> UserError:
+    """The error of a failed composition: apply the overrides one by one and name the first that fails."""
     chosen = [word for word, o in zip(cleaned.words, cleaned.parsed, strict=True) if _is_group(o)]
     try:
         cfg = _compose(chosen)
     except COMPOSE_ERRORS as broken:
-        return f"config: {_one_line(broken)}"
+        return UserError("config", ABSENT, _one_line(broken))
     for override in cleaned.parsed:
         name = override.key_or_group
         if _is_group(override) or name.startswith("hydra."):
@@ -113,36 +114,34 @@ def _explain(cleaned: Overrides, error: Exception) -> str:
             OmegaConf.update(cfg, name, copy.deepcopy(override.value()), merge=True)
         except COMPOSE_ERRORS as broken:
             return _explain_value(cfg, override, broken)
-    return f"config: {_one_line(error)}"
+    return UserError("config", ABSENT, _one_line(error))
 
 
 def _is_group(override: Override) -> bool:
     return override.key_or_group in groups() or "/" in override.key_or_group
 
 
-def _explain_value(cfg: DictConfig, override: Override, error: Exception) -> str:
+def _explain_value(cfg: DictConfig, override: Override, error: Exception) -> UserError:
     name, value = override.key_or_group, override.value()
     shown = override.get_value_string()
     if name in sections():
         inside = next(key for key in all_keys() if key.startswith(f"{name}."))
-        return str(user_error(name, shown, "a section, not a value", f"set its keys, like {inside}=..."))
+        return UserError(name, shown, "a section, not a value", f"set its keys, like {inside}=...")
     if name.startswith("callbacks.") and _is_null(cfg, name.rsplit(".", 1)[0]):
-        return f"{name}: this callback is not chosen; add it to callbacks=[...]"
+        return UserError(name, ABSENT, "this callback is not chosen", "add it to callbacks=[...]")
     if name.startswith("wandb.") and cfg.wandb is None:
-        return f"{name}: wandb is switched off; add wandb=default"
+        return UserError(name, ABSENT, "wandb is switched off", "add wandb=default")
     declared = all_keys().get(name)
     if declared and isinstance(error, ValidationError):
-        problem, mend = declared[0].type_error(value).split("; ", 1)
-        return str(user_error(name, shown, problem, mend))
+        return UserError(name, shown, *declared[0].type_error(value))
     if isinstance(error, GrammarParseError):
-        return str(
-            user_error(name, shown, "${...} is not closed or has no key in it", "write ${section.key}")
-        )
+        return UserError(name, shown, "${...} is not closed or has no key in it", "write ${section.key}")
     if declared and isinstance(error, (ConfigAttributeError, ConfigKeyError)):
         group = name.split(".", 1)[0]
         owners = " or ".join(f"{group}={choice}" for choice in owner_choices(name))
-        return f"{name}: unknown key with {group}={cfg[group].name}; it belongs to {owners}"
-    return unknown_key(name) if not declared else f"{name}={shown}: {_one_line(error)}"
+        problem = f"unknown key with {group}={cfg[group].name}"
+        return UserError(name, ABSENT, problem, f"it belongs to {owners}")
+    return unknown_key(name) if not declared else UserError(name, shown, _one_line(error))
 
 
 def _is_null(cfg: DictConfig, name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from config.keys import all_keys
-from utils import user_error
+from errors import UserError
 
 _REFLOW = "reflow"
 
@@ -16,11 +16,11 @@ def refuse_data(cfg: DictConfig) -> None:
     if data.train == _REFLOW:
         for name, value in data.source.items():
             if value is not None:
-                mend = "use data.valid_source for the validation text, or leave it out"
-                raise user_error(f"data.source.{name}", value, "training is on pairs, not on text", mend)
+                hint = "use data.valid_source for the validation text, or leave it out"
+                raise UserError(f"data.source.{name}", value, "training is on pairs, not on text", hint)
     if data.train_revision and data.source.revision and data.train_revision != data.source.revision:
         problem = f"data.source.revision={data.source.revision} says otherwise"
-        raise user_error("data.train_revision", data.train_revision, problem, "give one of them")
+        raise UserError("data.train_revision", data.train_revision, problem, "give one of them")
     if data.streaming:
         _refuse_streaming(cfg)
 
@@ -28,16 +28,16 @@ def refuse_data(cfg: DictConfig) -> None:
 def _refuse_streaming(cfg: DictConfig) -> None:
     data, limit = cfg.data, cfg.trainer.limit_train_batches
     if data.train == _REFLOW:
-        raise user_error("data.streaming", True, "training is on pairs, not on text", "use False")
+        raise UserError("data.streaming", True, "training is on pairs, not on text", "use False")
     if not data.wrap:
-        raise user_error("data.wrap", False, "data.streaming=True packs documents", "use data.wrap=True")
+        raise UserError("data.wrap", False, "data.streaming=True packs documents", "use data.wrap=True")
     if isinstance(limit, float) and limit not in (0.0, 1.0):
         problem = "data.streaming=True has no length of which this could be a part"
-        raise user_error("trainer.limit_train_batches", limit, problem, "give a number of batches")
+        raise UserError("trainer.limit_train_batches", limit, problem, "give a number of batches")
     if cfg.mode == "generate_reflow_dataset" and cfg.reflow.perturbed_rect:
         problem = "mode=generate_reflow_dataset takes rows of the training text by their number"
-        mend = "use data.streaming=False, or reflow.perturbed_rect=False for pairs from pure noise"
-        raise user_error("data.streaming", True, problem, mend)
+        hint = "use data.streaming=False, or reflow.perturbed_rect=False for pairs from pure noise"
+        raise UserError("data.streaming", True, problem, hint)
 
 
 def idle_data(cfg: DictConfig) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from utils import user_error
+from errors import UserError
 
 
 def check_devices(cfg: DictConfig) -> None:
@@ -19,20 +19,18 @@ def check_devices(cfg: DictConfig) -> None:
     else:
         wrong = isinstance(devices, bool) or not isinstance(devices, int) or devices < -1 or devices == 0
     if wrong:
-        raise user_error(
+        raise UserError(
             "trainer.devices", devices, "no devices", "give auto, a number, or indices like [0,1]"
         )
     if cfg.strategy.name == "single_device" and (several(devices) or cfg.trainer.num_nodes > 1):
         key, value = (
             ("trainer.devices", devices) if several(devices) else ("trainer.num_nodes", cfg.trainer.num_nodes)
         )
-        raise user_error(key, value, "strategy=single_device runs on one", f"use strategy=ddp or {key}=1")
+        raise UserError(key, value, "strategy=single_device runs on one", f"use strategy=ddp or {key}=1")
     for name in ("limit_train_batches", "limit_val_batches"):
         value = cfg.trainer[name]
         if isinstance(value, float) and value > 1:
-            raise user_error(
-                f"trainer.{name}", value, "a fraction above 1", f"write {int(value)} for batches"
-            )
+            raise UserError(f"trainer.{name}", value, "a fraction above 1", f"write {int(value)} for batches")
 
 
 def several(devices: Any) -> bool:

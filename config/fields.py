@@ -20,12 +20,12 @@ class Limits:
     auto: bool = False
     example: Any = None
 
-    def complaint(self, value: Any) -> str | None:
-        """What is wrong with ``value`` and how to mend it ("problem; mend"), or None when it is allowed."""
+    def complaint(self, value: Any) -> tuple[str, str] | None:
+        """Problem and hint of a value that is not allowed, or None."""
         if value is None:
             return None
         if self.choices is not None and value not in self.choices:
-            return f"unknown value; one of {', '.join(str(choice) for choice in self.choices)}"
+            return "unknown value", f"one of {', '.join(str(choice) for choice in self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         inside = (
@@ -34,7 +34,7 @@ class Limits:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
-        return None if inside else f"out of range; give a number {self.range()}"
+        return None if inside else ("out of range", f"give a number {self.range()}")
 
     def range(self) -> str:
         """The allowed numbers in words, e.g. ``>= 0 and < 1``."""

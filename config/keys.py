@@ -31,11 +31,11 @@ class Key:
     def optional(self) -> bool:
         return type(None) in self.types or Any in self.types
 
-    def type_error(self, value: object) -> str:
-        """What a value of another type is told ("problem; mend")."""
+    def type_error(self, value: object) -> tuple[str, str]:
+        """Problem and hint of a value of another type."""
         if value is None:
-            return f"cannot be null; give {self.type_words()}"
-        return f"not {self.type_words().split(' like ')[0]}; give {self.type_words()}"
+            return "cannot be null", f"give {self.type_words()}"
+        return f"not {self.type_words().split(' like ')[0]}", f"give {self.type_words()}"
 
     def type_words(self) -> str:
         words = {bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list"}

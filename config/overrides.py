@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from config.keys import Key, all_keys, groups, nearest, sections
-from utils import user_error
+from errors import ABSENT, UserError
 
 # Keys of the official configurations that mean nothing here: accepted with one warning.
 DROPPED = (
@@ -121,11 +121,9 @@ def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Override
         try:
             override = parser.parse_override(word)
         except HydraException as error:
-            raise user_error(key, value, "cannot be read", f"quote it, like {key}=\"'...'\"") from error
+            raise UserError(key, value, "cannot be read", f"quote it, like {key}=\"'...'\"") from error
         if override.is_sweep_override() and not multirun:
-            raise user_error(
-                key, value, "several values need --multirun", "give one value, or add --multirun"
-            )
+            raise UserError(key, value, "several values need --multirun", "give one value, or add --multirun")
         if key in groups():
             _check_choices(key, override)
         cleaned.words.append(word)
@@ -146,16 +144,15 @@ def check_name(key: str) -> None:
     if key in all_keys() or key in groups() or key in sections():
         return
     if key in ELSEWHERE:
-        raise ValueError(f"{key}: not a key here; {ELSEWHERE[key]}")
-    raise ValueError(unknown_key(key))
+        raise UserError(key, ABSENT, "not a key here", ELSEWHERE[key])
+    raise unknown_key(key)
 
 
-def unknown_key(key: str) -> str:
-    """The message about a key that nobody knows."""
+def unknown_key(key: str) -> UserError:
+    """The error about a key that nobody knows."""
     meant = nearest(key)
-    return f"{key}: unknown key; " + (
-        f"did you mean {meant}?" if meant else "python main.py --help lists all keys"
-    )
+    hint = f"did you mean {meant}?" if meant else "python main.py --help lists all keys"
+    return UserError(key, ABSENT, "unknown key", hint)
 
 
 def _is_dropped(key: str, value: str) -> bool:
@@ -164,17 +161,19 @@ def _is_dropped(key: str, value: str) -> bool:
     )
 
 
-def _no_assignment(word: str) -> ValueError:
+def _no_assignment(word: str) -> UserError:
     name = word.lstrip("+~").split("=", 1)[0].strip()
     if word.startswith("~"):
-        return ValueError(f"{word}: settings cannot be removed; set {name}=null or choose another group")
+        return UserError(
+            word, ABSENT, "settings cannot be removed", f"set {name}=null or choose another group"
+        )
     owner = next((group for group, choices in groups().items() if name in choices), None)
     if name in all_keys()["mode"][0].limits.choices:
         owner = "mode"
     if "=" in word or not name:
-        return ValueError(f"{word}: not of the form key=value; write it without blanks around =")
+        return UserError(word, ABSENT, "not of the form key=value", "write it without blanks around =")
     hint = f"did you mean {owner}={name}?" if owner else f"write {name}=... without blanks"
-    return ValueError(f"{word}: not of the form key=value; {hint}")
+    return UserError(word, ABSENT, "not of the form key=value", hint)
 
 
 def _clean_value(key: str, value: str, parser: OverridesParser, multirun: bool) -> str:
@@ -221,4 +220,4 @@ def _check_choices(group: str, override: Override) -> None:
         chosen = override.value() if isinstance(override.value(), list) else [override.value()]
     for choice in chosen:
         if str(choice) not in groups()[group]:
-            raise user_error(group, str(choice), "unknown choice", f"one of {', '.join(groups()[group])}")
+            raise UserError(group, str(choice), "unknown choice", f"one of {', '.join(groups()[group])}")

@@ -12,7 +12,7 @@ from config.contradictions import CONTRADICTIONS
 from config.devices import check_devices
 from config.keys import Key, all_keys
 from config.oddities import ODDITIES
-from utils import user_error
+from errors import ABSENT, UserError
 
 
 def fill_derived(cfg: DictConfig) -> None:
@@ -54,8 +54,8 @@ def read_temperatures(value: Any) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(0 < temperature < math.inf for temperature in found):
-        mend = "give numbers > 0, like 0.8,0.9,1.0"
-        raise user_error("frontier.temperatures", ",".join(read_names(value)), "not temperatures", mend)
+        hint = "give numbers > 0, like 0.8,0.9,1.0"
+        raise UserError("frontier.temperatures", ",".join(read_names(value)), "not temperatures", hint)
     return found
 
 
@@ -71,7 +71,7 @@ def read_steps(value: Any, name: str = "sampling.steps") -> list[int]:
     except ValueError:
         steps = []
     if not steps or min(steps) < 1:
-        raise user_error(name, shown, "not a number of steps", "give integers >= 1, like 128 or 1,2,4,8")
+        raise UserError(name, shown, "not a number of steps", "give integers >= 1, like 128 or 1,2,4,8")
     return steps
 
 
@@ -82,7 +82,7 @@ def check(cfg: DictConfig) -> list[str]:
         Warnings, one line each, about settings that have no effect.
 
     Raises:
-        ValueError: one line with key, value and mend.
+        ValueError: one line with key, value and hint.
     """
     for name, declared in all_keys().items():
         _check_key(cfg, name, declared)
@@ -100,12 +100,11 @@ def _check_key(cfg: DictConfig, name: str, declared: tuple[Key, ...]) -> None:
     if node is None or leaf not in node:
         return
     if OmegaConf.is_missing(node, leaf):
-        raise ValueError(f"{name}: has no value; give {declared[0].type_words()}")
+        raise UserError(name, ABSENT, "has no value", f"give {declared[0].type_words()}")
     kind = OmegaConf.get_type(node)
     # A class may declare a key of its base again: the class's own limits hold.
     owners = [d for d in declared if issubclass(kind, d.owner)]
     mine = max(owners, key=lambda d: len(d.owner.__mro__), default=declared[0])
     complaint = mine.limits.complaint(node[leaf])
     if complaint:
-        problem, mend = complaint.split("; ", 1)
-        raise user_error(name, node[leaf], problem, mend)
+        raise UserError(name, node[leaf], *complaint)

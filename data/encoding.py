@@ -13,7 +13,7 @@ import numpy as np
 
 from data.packing import Documents
 from data.tokenizers import mask_id_of
-from utils import user_error
+from errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ class Encoder:
         tokens = documents.tokens
         wrong = tokens[(tokens >= self._vocab_size) | (tokens == self._mask_id)]
         if len(wrong):
-            raise user_error(
+            raise UserError(
                 "data.tokenizer_name_or_path",
                 self._name,
                 f"it turns text into id {wrong[0]}, but the model has {self._vocab_size} ids, and "

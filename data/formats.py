@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import IO, Any, Protocol
 
-from utils import user_error
+from errors import UserError
 
 BATCH = 1000  # documents that are handed on together
 _LINE_SPAN = 2**22  # bytes
@@ -69,7 +69,7 @@ class _Text:
         try:
             return [line.decode("utf-8").replace("\r\n", "\n") for line in found]
         except UnicodeDecodeError as error:
-            raise user_error(key, file, f"not text in UTF-8 ({error.reason})", "convert it") from error
+            raise UserError(key, file, f"not text in UTF-8 ({error.reason})", "convert it") from error
 
 
 class _Json(_Text):
@@ -83,7 +83,7 @@ class _Json(_Text):
         try:
             records = [json.loads(line) for line in super().texts(found, file, column, key)]
         except json.JSONDecodeError as error:
-            raise user_error(key, file, f"not JSON, one object a line ({error})", "mend the file") from error
+            raise UserError(key, file, f"not JSON, one object a line ({error})", "fix the file") from error
         for record in records:
             if not isinstance(record, dict) or column not in record:
                 raise missing_column(key, file, column, record if isinstance(record, dict) else ())
@@ -144,7 +144,7 @@ FORMATS: dict[str, Format] = {
 def missing_column(key: str, where: str, column: str, there: Iterable[str]) -> ValueError:
     """The error for a data set without the text column; ``key`` is data.train or data.valid."""
     source = "data.valid_source" if key == "data.valid" else "data.source"
-    return user_error(
+    return UserError(
         key,
         where,
         f"no column {column!r} (there is: {', '.join(sorted(there))})",
@@ -157,7 +157,7 @@ def as_texts(found: Sequence[Any], where: str, column: str, key: str) -> list[st
     for value in found:
         if not isinstance(value, str | None):
             problem = f"column {column!r} holds values like {str(value)[:40]!r}, no text"
-            raise user_error(key, where, problem, "name another column: data.source.column=...")
+            raise UserError(key, where, problem, "name another column: data.source.column=...")
     return [value or "" for value in found]
 
 

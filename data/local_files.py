@@ -6,7 +6,8 @@ from pathlib import Path
 
 from data.formats import FORMATS
 from data.generated import Role
-from utils import get_logger, user_error
+from errors import UserError
+from utils import get_logger
 
 log = get_logger("data")
 
@@ -30,11 +31,11 @@ def find_files(path: Path, role: Role, key: str, base: str | None = None) -> tup
     kinds = ", ".join(sorted(FORMATS))
     if path.is_file():
         if path.suffix not in FORMATS:
-            raise user_error(key, str(path), "a file of an unknown kind", f"use one of {kinds}")
+            raise UserError(key, str(path), "a file of an unknown kind", f"use one of {kinds}")
         return [path], False
     files = sorted(file for file in path.rglob("*") if file.suffix in FORMATS and _is_data(file, path))
     if not files:
-        raise user_error(key, str(path), "the folder holds no data file", f"put {kinds} files there")
+        raise UserError(key, str(path), "the folder holds no data file", f"put {kinds} files there")
     names = _ROLE_NAMES[role]
     if base is not None and base.startswith(names):
         names = (base, *names)
@@ -45,7 +46,7 @@ def find_files(path: Path, role: Role, key: str, base: str | None = None) -> tup
     if any(_named(files, path, others) for others in _ROLE_NAMES.values()):
         wanted = ", ".join(f"{name}*" for name in names)
         problem = f"the folder has no file for {role}"
-        raise user_error(key, str(path), problem, f"name one of its files {wanted}")
+        raise UserError(key, str(path), problem, f"name one of its files {wanted}")
     log.info("%s=%s: no file is named after a role, so all %d are read", key, path, len(files))
     return files, False
 

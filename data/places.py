@@ -16,7 +16,7 @@ from data.hub import parquet_files
 from data.local_files import find_files
 from data.shards import Shard, Split, cut, read_shards, take
 from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, HubSource, RunningText, same_data
-from utils import user_error
+from errors import UserError
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -117,12 +117,12 @@ def locate(wanted: Wanted) -> Place:
             return Place(chosen, local, choice.own)
         if not _HUB_NAME.fullmatch(choice.path):
             problem = "neither a local file or folder nor a hub name owner/set"
-            raise user_error(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, "correct it")
+            raise UserError(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, "correct it")
         another = replace(row, path=choice.path, config=None, data_dir=None, revision=None, instead=())
         return Place(choice.applied(another, wanted.role))
     if choice.path is not None:
         problem = f"{wanted.key}={wanted.name} is no row of the table, whose place another could take"
-        raise user_error(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, f"give it as {wanted.key}")
+        raise UserError(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, f"give it as {wanted.key}")
     rules = choice.applied(replace(_rules_of(wanted.rules), instead=()), wanted.role)
     local = Path(wanted.name).expanduser()
     if local.exists():
@@ -131,8 +131,8 @@ def locate(wanted: Wanted) -> Place:
         bare = replace(rules, path=wanted.name, config=None, data_dir=None, revision=None)
         return Place(choice.applied(bare, wanted.role))
     problem = "neither a known data set nor a local path"
-    mend = f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}"
-    raise user_error(wanted.key, wanted.name, problem, mend)
+    hint = f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}"
+    raise UserError(wanted.key, wanted.name, problem, hint)
 
 
 def local_shards(
@@ -146,8 +146,8 @@ def local_shards(
     text = row.splits.get(wanted.role)
     split = None if text is None else Split.parse(text)
     if text is not None and split is None:
-        mend = "count documents, as in train[:-1000]"
-        raise user_error(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from local files", mend)
+        hint = "count documents, as in train[:-1000]"
+        raise UserError(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from local files", hint)
     files, is_own = find_files(path, wanted.role, key, split and split.name)
     identity = {
         "files": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -175,8 +175,8 @@ def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list
     text = row.splits[wanted.role]
     split = Split.parse(text)
     if split is None:
-        mend = "count documents, as in train[:-1000]"
-        raise user_error(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from a stream", mend)
+        hint = "count documents, as in train[:-1000]"
+        raise UserError(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from a stream", hint)
     place = (row.path, row.config, row.data_dir, row.revision)
     files = parquet_files(*place, split.name, str(wanted.cache_dir / "hub"))
     shards = _slice(wanted, cut(files, pieces), text, split)
@@ -186,9 +186,7 @@ def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list
 def local_copy(wanted: Wanted, row: HubSource | RunningText) -> tuple[Path | None, bool]:
     """A local copy of a row of the table in the folders for them, and whether it holds the role alone."""
     if wanted.root is not None and not wanted.root.is_dir():
-        raise user_error(
-            "data.source_root", str(wanted.root), "no such folder", "correct it, or leave it out"
-        )
+        raise UserError("data.source_root", str(wanted.root), "no such folder", "correct it, or leave it out")
     roots = [root for root in (wanted.root, wanted.cache_dir / "local") if root is not None]
     whole = row.family if isinstance(row, HubSource) else wanted.name.removesuffix("-crop")
     names = [wanted.name, whole, row.path if isinstance(row, HubSource) else None]
@@ -209,8 +207,8 @@ def _slice(wanted: Wanted, shards: list[Shard], text: str, split: Split) -> list
     taken = take(shards, split)
     if not taken:
         problem = f"{text} leaves nothing for {wanted.role} of {sum(map(len, shards)):,} documents"
-        mend = f"name its files train* and valid*, or another split: {SOURCE_KEYS[wanted.role]}.split=..."
-        raise user_error(wanted.key, wanted.name, problem, mend)
+        hint = f"name its files train* and valid*, or another split: {SOURCE_KEYS[wanted.role]}.split=..."
+        raise UserError(wanted.key, wanted.name, problem, hint)
     return taken
 
 

@@ -19,7 +19,8 @@ from data.places import SourceChoice, Wanted
 from data.sources import Corpus, nowhere, open_corpora
 from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, GeneratedRows, RunningText
 from data.tokenizers import boundary_ids, mask_id_of
-from utils import get_logger, user_error
+from errors import UserError
+from utils import get_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
         ValueError: the source is missing, empty, too short for one row, or does not fit the tokenizer.
     """
     if recipe.length < 3:
-        raise user_error(
+        raise UserError(
             "model.length", recipe.length, "no room for a token between bos and eos", "use 3 or more"
         )
     row, crop = SOURCES.get(recipe.source), None
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
         crop, recipe = recipe.length, replace(recipe, length=2 * recipe.length - 2)
     corpora = open_corpora(recipe.wanted())
     if corpora[0].running and not recipe.wrap:
-        raise user_error(
+        raise UserError(
             "data.wrap", recipe.wrap, f"{recipe.source} is one running text", "use data.wrap=True"
         )
     label = f"{Path(recipe.source).stem or 'data'}-{recipe.role}-{recipe.length}"
@@ -128,10 +129,10 @@ def _first_built(
 def _generated(recipe: Recipe, row: GeneratedRows, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
     for name, value in recipe.choice.typed().items():
         problem = f"{recipe.source} is made here, not read"
-        raise user_error(f"{SOURCE_KEYS[recipe.role]}.{name}", value, problem, "leave it out")
+        raise UserError(f"{SOURCE_KEYS[recipe.role]}.{name}", value, problem, "leave it out")
     borders = (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
     if row.bordered and (tokenizer.bos_token_id, tokenizer.eos_token_id) != borders:
-        raise user_error(
+        raise UserError(
             ROLE_KEYS[recipe.role],
             recipe.source,
             "its last two symbols are bos and eos, unlike this tokenizer's",
@@ -231,8 +232,8 @@ def _write_rows(path: Path, rows: Iterator[np.ndarray], length: int, dtype: np.d
 def _too_short(recipe: Recipe, counts: dict[str, int]) -> ValueError:
     key = ROLE_KEYS[recipe.role]
     if counts["tokens"] == 0:
-        return user_error(key, recipe.source, f"the set for {recipe.role} holds no text", "use another one")
-    return user_error(
+        return UserError(key, recipe.source, f"the set for {recipe.role} holds no text", "use another one")
+    return UserError(
         key,
         recipe.source,
         f"its {counts['tokens']} tokens for {recipe.role} do not fill one "

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from data.dataset import TokenDataset
-from utils import get_logger, user_error
+from errors import UserError
+from utils import get_logger
 
 REFLOW = "reflow"  # the value of data.train by which pairs are read
 MANIFEST = "manifest.json"
@@ -45,7 +46,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise user_error(
+        raise UserError(
             KEY, str(folder), f"its {MANIFEST} cannot be read ({error})", "use another folder"
         ) from error
     return {**manifest, "process": manifest.get("process", "absorbing")}
@@ -65,11 +66,11 @@ class ReflowDataset(TokenDataset):
         self.folder = folder
         self.manifest = read_manifest(folder)
         if self.manifest is not None and not self.manifest["complete"]:
-            raise user_error(KEY, str(folder), "unfinished pairs", "run the command that makes them again")
+            raise UserError(KEY, str(folder), "unfinished pairs", "run the command that makes them again")
         self._xt, x0, times, seeds = (self._open(name) for name in FILES.values())
         if not (self._xt.ndim == 2 and self._xt.shape == x0.shape and len(x0) == times.size == seeds.size):
             shapes = ", ".join(str(array.shape) for array in (self._xt, x0, times, seeds))
-            raise user_error(
+            raise UserError(
                 KEY,
                 str(folder),
                 f"xT, x0, ts and seeds have shapes {shapes}",
@@ -115,7 +116,7 @@ class ReflowDataset(TokenDataset):
             raise _other_process(self.folder, f"pairs of algo={maker}", self.manifest["process"])
         if self.length != reader["length"]:
             problem = f"{where} are {self.length} tokens long"
-            raise user_error("model.length", reader["length"], problem, f"use model.length={self.length}")
+            raise UserError("model.length", reader["length"], problem, f"use model.length={self.length}")
         if self.manifest is None:
             log.warning(
                 "%s have no %s: who made them is unknown; shapes and ids are checked", where, MANIFEST
@@ -125,43 +126,41 @@ class ReflowDataset(TokenDataset):
         else:
             _check_maker(self.manifest, reader, use_seeds, where)
         if use_seeds and (np.asarray(self.seeds) == NO_SEED).all():
-            raise user_error(
-                "algo.ignore_seed", False, f"{where} carry no seeds", "use algo.ignore_seed=True"
-            )
+            raise UserError("algo.ignore_seed", False, f"{where} carry no seeds", "use algo.ignore_seed=True")
         earliest = float(np.asarray(self.times).min(initial=1.0))
         if from_noise and earliest < 1:
             problem = f"{where} start at times down to {earliest:.2g}, a single step starts at 1"
-            mend = "use pairs made with reflow.perturbed_rect=False, or algo.onestep_mode=False"
-            raise user_error("algo.onestep_mode", True, problem, mend)
+            hint = "use pairs made with reflow.perturbed_rect=False, or algo.onestep_mode=False"
+            raise UserError("algo.onestep_mode", True, problem, hint)
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
-            mend = f"make them with mode=generate_reflow_dataset {KEY}={self.folder}"
-            raise user_error(KEY, str(self.folder), f"no pairs there ({name} is missing)", mend) from error
+            hint = f"make them with mode=generate_reflow_dataset {KEY}={self.folder}"
+            raise UserError(KEY, str(self.folder), f"no pairs there ({name} is missing)", hint) from error
         except (ValueError, EOFError) as error:
             problem = f"{name} is no readable array ({str(error).splitlines()[0][:100]})"
-            raise user_error(KEY, str(self.folder), problem, "make the pairs again") from error
+            raise UserError(KEY, str(self.folder), problem, "make the pairs again") from error
         wanted = "floating" if name == FILES["t"] else "integer"
         if not np.issubdtype(array.dtype, getattr(np, wanted)):
-            raise user_error(KEY, str(self.folder), f"{name} holds {array.dtype}", f"use {wanted} numbers")
+            raise UserError(KEY, str(self.folder), f"{name} holds {array.dtype}", f"use {wanted} numbers")
         return array
 
     def _check_values(self, vocab_size: int, mask_id: int | None) -> None:
         times = np.asarray(self.times)
         if not ((times > 0) & (times <= 1)).all():
-            raise user_error(KEY, str(self.folder), "ts.npy has times outside (0, 1]", "make the pairs again")
+            raise UserError(KEY, str(self.folder), "ts.npy has times outside (0, 1]", "make the pairs again")
         for start in range(0, len(self), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             for name, ids in (("xT", self._xt[part]), ("x0", self._tokens[part])):
                 if ids.min() < 0 or ids.max() >= vocab_size:
                     problem = f"{name}.npy has ids {ids.min()}..{ids.max()}, this tokenizer has {vocab_size}"
-                    raise user_error(KEY, str(self.folder), problem, "use the tokenizer of the pairs")
+                    raise UserError(KEY, str(self.folder), problem, "use the tokenizer of the pairs")
             if mask_id is not None and (self._tokens[part] == mask_id).any():
                 problem = f"x0.npy holds the mask (id {mask_id})"
-                raise user_error(KEY, str(self.folder), problem, "generate without noise_removal=none")
+                raise UserError(KEY, str(self.folder), problem, "generate without noise_removal=none")
 
     def _check_process(self, mask_id: int | None) -> None:
         """Tell masks from random ids, where no manifest does, by the ids in xT that x0 has others for."""
@@ -182,8 +181,8 @@ def _other_process(folder: Path, what: str, process: str) -> ValueError:
     """The error about pairs of ``process`` for a model of the other one."""
     kinds = {"absorbing": "a masked model", "uniform": "a uniform-state model"}
     mine, other = kinds[process], kinds["uniform" if process == "absorbing" else "absorbing"]
-    mend = f"use pairs that {other} made, or algo={'im-redi' if process == 'absorbing' else 'rectification'}"
-    return user_error(KEY, str(folder), f"{what} are for {mine}, and this is {other}", mend)
+    hint = f"use pairs that {other} made, or algo={'im-redi' if process == 'absorbing' else 'rectification'}"
+    return UserError(KEY, str(folder), f"{what} are for {mine}, and this is {other}", hint)
 
 
 def _check_maker(manifest: dict[str, Any], reader: Mapping[str, Any], use_seeds: bool, where: str) -> None:
@@ -196,14 +195,12 @@ def _check_maker(manifest: dict[str, Any], reader: Mapping[str, Any], use_seeds:
             for tokenizer in (made, mine)
         )
         problem = f"{where} were made with {made['name']} ({theirs}), this one has {ours}, or other words"
-        raise user_error("data.tokenizer_name_or_path", mine["name"], problem, f"use {made['name']}")
+        raise UserError("data.tokenizer_name_or_path", mine["name"], problem, f"use {made['name']}")
     made, mine = manifest["schedule"], reader["schedule"]
     for key in ("name", "eps"):
         if made[key] != mine[key]:
             problem = f"{where} were made with noise.{key}={made[key]}"
-            raise user_error(
-                "noise" if key == "name" else "noise.eps", mine[key], problem, f"use {made[key]}"
-            )
+            raise UserError("noise" if key == "name" else "noise.eps", mine[key], problem, f"use {made[key]}")
     made, mine = manifest["mask_noise"], reader["mask_noise"]
     if not use_seeds or mine is None:
         return
@@ -213,4 +210,4 @@ def _check_maker(manifest: dict[str, Any], reader: Mapping[str, Any], use_seeds:
     for key, name in _NOISE_KEYS.items():
         if made[key] != mine[key]:
             problem = f"{where} were made with {made[key]}: their seeds would not replay the same noise"
-            raise user_error(name, mine[key], problem, f"use {name}={made[key]}, or algo.ignore_seed=True")
+            raise UserError(name, mine[key], problem, f"use {name}={made[key]}, or algo.ignore_seed=True")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from data.reflow import FILES, KEY, MANIFEST, read_manifest
-from utils import atomic_open, user_error, write_json
+from errors import UserError
+from utils import atomic_open, write_json
 
 PARTS = "parts"
 # What may differ between the command that began and the one that goes on.
@@ -38,14 +39,14 @@ class PairStore:
         self.folder, self.parts = folder, folder / PARTS
         found = read_manifest(folder)
         if found is None and any((folder / name).exists() for name in FILES.values()):
-            raise user_error(KEY, str(folder), f"holds pairs without a {MANIFEST}", "give another folder")
+            raise UserError(KEY, str(folder), f"holds pairs without a {MANIFEST}", "give another folder")
         if found is None:
             found = {"complete": False, **manifest}
             write_json(folder / MANIFEST, found)
         differences = _differences(found, manifest)
         if differences:
             problem = f"holds pairs made with other settings ({'; '.join(differences)})"
-            raise user_error(KEY, str(folder), problem, "give another folder")
+            raise UserError(KEY, str(folder), problem, "give another folder")
         self.manifest = found
         self.rows: int = found["rows"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from data.formats import FORMATS, Format
-from utils import get_logger, user_error
+from errors import UserError
+from utils import get_logger
 
 _THREADS = 16  # for the footers of remote files
 _WAITS = (1, 4, 16, 60, 60)  # seconds until a file on the network is tried again
@@ -117,8 +118,8 @@ def read_shard(shard: Shard, column: str, key: str, skip: int = 0) -> Iterator[l
                 raise
             reason, wait = " ".join(str(error).split())[:200], next(waits, None)
             if wait is None:
-                mend = "when the network is back, the same command goes on"
-                raise user_error(key, shard.file, f"cannot be read any more ({reason})", mend) from error
+                hint = "when the network is back, the same command goes on"
+                raise UserError(key, shard.file, f"cannot be read any more ({reason})", hint) from error
             log.warning("%s: %s; again in %d s", shard.file, reason, wait)
             time.sleep(wait)
 

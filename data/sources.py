@@ -18,7 +18,7 @@ from data.hub import Unavailable, ask
 from data.places import Place, Wanted, local_copy, local_shards, locate, remote_shards, rule_identity
 from data.shards import read_shards
 from data.table import SOURCE_KEYS, SOURCES, HubSource, RunningText
-from utils import user_error
+from errors import UserError
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ def nowhere(wanted: Wanted, tried: Sequence[tuple[Corpus, Unavailable]]) -> Valu
     """The one line about a text that no place gives: what was tried, and where to put it."""
     problem = ", nor ".join(f"{corpus.where} ({reason})" for corpus, reason in tried)
     file = "train" if wanted.role == "train" else "valid"
-    mend = f"put its text as {file}.parquet, .jsonl, .txt or .arrow"
+    hint = f"put its text as {file}.parquet, .jsonl, .txt or .arrow"
     row, is_stream = SOURCES.get(wanted.name), wanted.streamed and wanted.role == "train"
     if isinstance(row, HubSource) and (published := row.published(wanted.role)) and not is_stream:
-        mend += f", or {published.name},"
+        hint += f", or {published.name},"
     if isinstance(row, RunningText):
-        mend = "put text8.zip or the file text8"
+        hint = "put text8.zip or the file text8"
     if row is None:
-        mend += f" into any folder and give that as {wanted.key}"
+        hint += f" into any folder and give that as {wanted.key}"
     else:
         folder = (wanted.root or wanted.cache_dir / "local") / wanted.name.removesuffix("-crop")
-        mend += f" into {folder}, or name its place: {SOURCE_KEYS[wanted.role]}.path=..."
-    return user_error(wanted.key, wanted.name, f"cannot be read from {problem}", mend)
+        hint += f" into {folder}, or name its place: {SOURCE_KEYS[wanted.role]}.path=..."
+    return UserError(wanted.key, wanted.name, f"cannot be read from {problem}", hint)
 
 
 def detokenized(texts: Iterator[list[str]], name: str | None) -> Iterator[list[str]]:
@@ -95,23 +95,23 @@ def refuse_missing_split(wanted: Wanted, row: HubSource) -> None:
         for key, other in SOURCES.items()
         if wanted.role in getattr(other, "splits", ("train", "validation"))
     ]
-    mend = f"use one of {', '.join(sorted(fitting))}, or name a split: {SOURCE_KEYS[wanted.role]}.split=..."
-    raise user_error(wanted.key, wanted.name, f"it has no split for {wanted.role}", mend)
+    hint = f"use one of {', '.join(sorted(fitting))}, or name a split: {SOURCE_KEYS[wanted.role]}.split=..."
+    raise UserError(wanted.key, wanted.name, f"it has no split for {wanted.role}", hint)
 
 
 def _running_corpus(wanted: Wanted, row: RunningText) -> Corpus:
     typed = wanted.choice.typed()
     for name, value in typed.items():
         if name != "path" or not row.local:
-            problem, mend = f"{wanted.key}={wanted.name} has no such thing", "leave it out"
-            raise user_error(f"{SOURCE_KEYS[wanted.role]}.{name}", value, problem, mend)
+            problem, hint = f"{wanted.key}={wanted.name} has no such thing", "leave it out"
+            raise UserError(f"{SOURCE_KEYS[wanted.role]}.{name}", value, problem, hint)
     if not row.local:
         local = None
     elif typed:
         local = Path(typed["path"]).expanduser()
         if not local.exists():
             key = f"{SOURCE_KEYS[wanted.role]}.path"
-            raise user_error(key, str(local), "no such file or folder", "correct it")
+            raise UserError(key, str(local), "no such file or folder", "correct it")
     else:
         local, _ = local_copy(wanted, row)
     identity = {"source": wanted.name.removesuffix("-crop"), "role": wanted.role, "version": row.version()}
@@ -146,8 +146,8 @@ def _published_corpus(
             try:
                 verify(path, published.checksum)
             except Unavailable as error:
-                mend = "delete it, or give it another name if it is meant to differ"
-                raise user_error(wanted.key, wanted.name, str(error), mend) from error
+                hint = "delete it, or give it another name if it is meant to differ"
+                raise UserError(wanted.key, wanted.name, str(error), hint) from error
         column = "text" if path.suffix == ".jsonl" else row.column
         return detokenized(read_published(path, published, column, wanted.key), row.detokenizer)
 

@@ -28,7 +28,8 @@ from data.shards import Shard, read_shard
 from data.sources import Corpus, detokenized, nowhere, refuse_missing_split
 from data.table import SOURCES, HubSource
 from data.tokenizers import boundary_ids
-from utils import get_logger, user_error, write_json
+from errors import UserError
+from utils import get_logger, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class TokenStream:
         shards, self._row, identity = _open(recipe.wanted)
         if not shards:
             wanted = recipe.wanted
-            raise user_error(wanted.key, wanted.name, "the set for train holds no text", "use another one")
+            raise UserError(wanted.key, wanted.name, "the set for train holds no text", "use another one")
         self._bos, self._eos = boundary_ids(tokenizer, recipe.eos)
         size = recipe.global_batch_size
         room = min(_LANES, len(shards), _local_bytes(shards) // _LANE_BYTES or 1)
@@ -141,8 +142,8 @@ class TokenStream:
         except TooShort as error:
             wanted, length = self.recipe.wanted, self.recipe.length
             problem = f"{error} tokens for {wanted.role} do not fill one block of model.length={length}"
-            mend = "use a smaller model.length or more text, or data.streaming=False"
-            raise user_error(wanted.key, wanted.name, problem, mend) from error
+            hint = "use a smaller model.length or more text, or data.streaming=False"
+            raise UserError(wanted.key, wanted.name, problem, hint) from error
         return np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (self._bos, self._eos)))
 
 
@@ -223,8 +224,8 @@ class _OpenLanes:
 def _open(wanted: Wanted) -> tuple[list[Shard], HubSource, dict[str, Any]]:
     """The shards of a text, how to read them, and what names their content."""
     if wanted.name in SOURCES and not isinstance(SOURCES[wanted.name], HubSource):
-        problem, mend = f"{wanted.key}={wanted.name} has no documents that could stream", "use False"
-        raise user_error("data.streaming", True, problem, mend)
+        problem, hint = f"{wanted.key}={wanted.name} has no documents that could stream", "use False"
+        raise UserError("data.streaming", True, problem, hint)
     place = locate(wanted)
     if place.local is not None:
         return local_shards(wanted, place, _SHARDS)

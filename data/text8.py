@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.downloads import fetch
 from data.generated import Role
-from utils import user_error
+from errors import UserError
 
 URL = "http://mattmahoney.net/dc/text8.zip"
 SIZE = 100_000_000
@@ -33,8 +33,8 @@ def text8_text(role: Role, local: Path | None, cache_dir: Path) -> str:
         else:
             content = path.read_bytes()
     except (zipfile.BadZipFile, KeyError) as error:
-        raise user_error(key, "text8", f"{path} is no archive of text8 ({error})", "delete it") from error
+        raise UserError(key, "text8", f"{path} is no archive of text8 ({error})", "delete it") from error
     if len(content) != SIZE:
-        raise user_error(key, "text8", f"{path} has {len(content)} characters, not {SIZE}", "delete it")
+        raise UserError(key, "text8", f"{path} has {len(content)} characters, not {SIZE}", "delete it")
     start, end = _PARTS[role]
     return content[start:end].decode("ascii")

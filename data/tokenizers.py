@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.hub import hub_reachable
-from utils import user_error
+from errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ def get_tokenizer(name_or_path: str, vocab_size: int | None = None) -> PreTraine
     else:
         tokenizer = _load(name_or_path)
     if vocab_size not in (None, tokenizer.vocab_size):
-        raise user_error(
+        raise UserError(
             "data.vocab_size",
             vocab_size,
             f"the tokenizer {name_or_path} has {tokenizer.vocab_size} tokens",
@@ -79,7 +79,7 @@ def boundary_ids(tokenizer: PreTrainedTokenizerBase, eos: str) -> tuple[int, int
     for bert that is 101, [CLS]. ``eos="sep"`` is the eos token's own id (bert: 102).
     """
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise user_error(
+        raise UserError(
             "data.tokenizer_name_or_path",
             tokenizer.name_or_path or type(tokenizer).__name__,
             "it has no bos or no eos token to put around sequences",
@@ -89,7 +89,7 @@ def boundary_ids(tokenizer: PreTrainedTokenizerBase, eos: str) -> tuple[int, int
         return tokenizer.bos_token_id, tokenizer.eos_token_id
     if eos == "official":
         return tokenizer.bos_token_id, tokenizer.encode(tokenizer.eos_token)[0]
-    raise user_error("data.eos", eos, "no such rule", "use official or sep")
+    raise UserError("data.eos", eos, "no such rule", "use official or sep")
 
 
 def _text8_tokenizer() -> PreTrainedTokenizerFast:
@@ -124,7 +124,7 @@ def _synthetic_tokenizer() -> PreTrainedTokenizerFast:
 def _align_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """The numbers 0..vocab_size-1; sequences have no borders, so there is no bos and no eos."""
     if vocab_size < 1:
-        raise user_error(
+        raise UserError(
             "data.vocab_size", vocab_size, "a vocabulary has at least one symbol", "use 1 or more"
         )
     return _numbers_tokenizer([str(i) for i in range(vocab_size)])
@@ -158,8 +158,8 @@ def _load(name_or_path: str) -> PreTrainedTokenizerBase:
             problem = "the hub cannot be reached, and neither its cache nor a local folder has this tokenizer"
         else:
             problem = f"it is no local folder, and the hub gives no such tokenizer ({_first_line(error)})"
-        mend = "give a folder that holds tokenizer.json, or text8, synthetic, synthetic-align"
-        raise user_error(key, name_or_path, problem, mend) from error
+        hint = "give a folder that holds tokenizer.json, or text8, synthetic, synthetic-align"
+        raise UserError(key, name_or_path, problem, hint) from error
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     if tokenizer.bos_token is None:
@@ -168,7 +168,7 @@ def _load(name_or_path: str) -> PreTrainedTokenizerBase:
         tokenizer.eos_token = tokenizer.sep_token
     for wanted, fallback in (("bos", "cls"), ("eos", "sep")):
         if getattr(tokenizer, f"{wanted}_token") is None:
-            raise user_error(
+            raise UserError(
                 key,
                 name_or_path,
                 f"it has neither a {wanted} nor a {fallback} token",

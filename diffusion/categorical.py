@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import NEG_INF
+from errors import UserError
 
 _CHUNK_ELEMENTS = 2**22  # of the float64 cumulative sums: 32 MB
 
@@ -57,7 +58,7 @@ def temper(log_probs: Tensor, temperature: float) -> Tensor:
         ValueError: ``temperature`` not positive.
     """
     if not temperature > 0.0:
-        raise ValueError(f"sampling.temperature={temperature}: must be positive; 1.0 changes nothing")
+        raise UserError("sampling.temperature", temperature, "must be positive", "1.0 changes nothing")
     if temperature == 1.0:
         return log_probs
     return torch.log_softmax(log_probs / temperature, dim=-1)
@@ -77,7 +78,7 @@ def nucleus(log_probs: Tensor, p: float) -> Tensor:
         ValueError: ``p`` outside (0, 1].
     """
     if not 0.0 < p <= 1.0:
-        raise ValueError(f"sampling.p_nucleus={p}: must lie in (0, 1]; 1.0 switches the filter off")
+        raise UserError("sampling.p_nucleus", p, "must lie in (0, 1]", "1.0 switches the filter off")
     if p == 1.0:
         return log_probs
     vocab_size = log_probs.shape[-1]

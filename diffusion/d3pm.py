@@ -25,6 +25,7 @@ from diffusion.linear_nll import LinearHead, weighted_linear_nll
 from diffusion.noise import Schedule
 from diffusion.objectives import LossOutput
 from diffusion.parameterization import TimedPrediction, flat
+from errors import UserError
 
 POSTERIORS = ("exact", "official")
 
@@ -61,7 +62,7 @@ def posterior(schedule: Schedule, t: Tensor, num_times: int, kind: str = "exact"
         ValueError: no such kind.
     """
     if kind not in POSTERIORS:
-        raise ValueError(f"algo.posterior={kind}: no such posterior; use one of {', '.join(POSTERIORS)}")
+        raise UserError("algo.posterior", kind, "no such posterior", f"use one of {', '.join(POSTERIORS)}")
     alpha_t, masked_t = schedule.alpha(t), schedule.masked(t)
     odds_t = alpha_t / masked_t
     if kind == "official":

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion import NEG_INF
 from diffusion.linear_nll import LinearHead
+from errors import UserError
 
 
 class Divergences(NamedTuple):
@@ -103,7 +104,7 @@ def weighted_linear_divergence(
     """
     if kind not in DIVERGENCES:
         names = ", ".join(DIVERGENCES)
-        raise ValueError(f"algo.distill_mode={kind}: no such divergence; use one of {names}")
+        raise UserError("algo.distill_mode", kind, "no such divergence", f"use one of {names}")
     pair = _Pair(DIVERGENCES[kind], head, teacher_head, teacher_features.detach(), targets)
     weights = weights.detach()
     if torch.is_grad_enabled():

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from errors import UserError
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -28,7 +30,7 @@ class Schedule(ABC):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.eps < 1.0:
-            raise ValueError(f"noise.eps={self.eps}: must lie between 0 and 1; the usual value is 1e-3")
+            raise UserError("noise.eps", self.eps, "must lie between 0 and 1", "the usual value is 1e-3")
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -104,5 +106,5 @@ def get_schedule(name: str, eps: float = 1e-3) -> Schedule:
     """
     if name not in _SCHEDULES:
         names = ", ".join(sorted(_SCHEDULES))
-        raise ValueError(f"noise.type={name}: no such schedule; choose one of {names}")
+        raise UserError("noise.name", name, "no such schedule", f"choose one of {names}")
     return _SCHEDULES[name](eps=eps)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.randomness import uniform
+from errors import UserError
 
 
 def training_times(
@@ -41,8 +42,8 @@ def training_times(
         ValueError: ``sampling_eps`` outside [0, 1).
     """
     if not 0.0 <= sampling_eps < 1.0:
-        raise ValueError(
-            f"training.sampling_eps={sampling_eps}: must be at least 0 and below 1; the usual value is 1e-3"
+        raise UserError(
+            "training.sampling_eps", sampling_eps, "must be at least 0 and below 1", "the usual value is 1e-3"
         )
     u = uniform(keys, 1).squeeze(-1)
     if antithetic:

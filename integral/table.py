@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from diffusion.duality import Argmax, argmax_law
-from utils import atomic_open, user_error
+from errors import UserError
+from utils import atomic_open
 
 KEY = "algo.integral_cache_path"
 _ARRAYS = ("gammas", "pt", "leaves", "grad_pt")
@@ -81,20 +82,20 @@ def read_table(path: str, vocab_size: int, gammas: tuple[float, float]) -> Table
     Raises:
         ValueError: one line: no such file, no table, or one of something else.
     """
-    mend = f"leave {KEY} out (P is then computed), or make the table: {command(vocab_size)}"
+    hint = f"leave {KEY} out (P is then computed), or make the table: {command(vocab_size)}"
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: torch.from_numpy(file[name]).double() for name in _ARRAYS}
             made_for = int(file["vocab_size"])
     except FileNotFoundError as error:
-        raise user_error(KEY, path, "no such file", mend) from error
+        raise UserError(KEY, path, "no such file", hint) from error
     except (OSError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise user_error(KEY, path, "no npz table of P(gamma)", mend) from error
+        raise UserError(KEY, path, "no npz table of P(gamma)", hint) from error
     if made_for != vocab_size:
-        raise user_error(KEY, path, f"is for {made_for} ids, the tokenizer has {vocab_size}", mend)
+        raise UserError(KEY, path, f"is for {made_for} ids, the tokenizer has {vocab_size}", hint)
     table = Table(vocab_size, found.pop("gammas"), Argmax(*found.values()))
     low, high = float(table.gammas[0]), float(table.gammas[-1])
     if low > gammas[0] or high < gammas[1]:
         problem = f"covers gamma from {low:g} to {high:g}, not from {gammas[0]:g} to {gammas[1]:g}"
-        raise user_error(KEY, path, problem, f"{mend} --gamma_min {gammas[0]:g} --gamma_max {gammas[1]:g}")
+        raise UserError(KEY, path, problem, f"{hint} --gamma_min {gammas[0]:g} --gamma_max {gammas[1]:g}")
     return table

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import user_error
+from errors import UserError
 
 BACKENDS = ("auto", "sdpa", "flash", "flex", "plain")
 KEY = "model.attention"
@@ -54,9 +54,9 @@ def choose(backend: str, device: str, dtype: torch.dtype, head_dim: int, capped:
 @functools.cache
 def _choose(backend: str, device: str, dtype: torch.dtype, head_dim: int, capped: bool) -> str:
     if backend not in BACKENDS:
-        raise user_error(KEY, backend, "unknown", f"use one of {', '.join(BACKENDS)}")
+        raise UserError(KEY, backend, "unknown", f"use one of {', '.join(BACKENDS)}")
     if backend == "sdpa" and capped:
-        raise user_error(KEY, backend, "has no soft cap (model.softcap)", "use auto, or model.softcap=-1")
+        raise UserError(KEY, backend, "has no soft cap (model.softcap)", "use auto, or model.softcap=-1")
     if backend == "flash":
         return _flash(device, dtype, head_dim, capped)
     if backend != "auto":
@@ -81,9 +81,9 @@ def check_attention(
     """
     if backend == "flex" and device != "cuda" and training:
         problem = f"FlexAttention has no backward pass on a {device}"
-        raise user_error(KEY, backend, problem, "use auto or plain")
+        raise UserError(KEY, backend, problem, "use auto or plain")
     if backend == "flex" and device == "cuda" and not _has_triton():
-        raise user_error(KEY, backend, "triton, which it needs on a GPU, is not installed", "use auto")
+        raise UserError(KEY, backend, "triton, which it needs on a GPU, is not installed", "use auto")
     return choose(backend, device, dtype, head_dim, capped)
 
 
@@ -109,10 +109,10 @@ def _has_triton() -> bool:
 def _flash(device: str, dtype: torch.dtype, head_dim: int, capped: bool) -> str:
     """The module that works; raises with the reason why none does."""
     if device != "cuda":
-        raise user_error(KEY, "flash", f"flash-attn needs an NVIDIA GPU, this is a {device}", "use auto")
+        raise UserError(KEY, "flash", f"flash-attn needs an NVIDIA GPU, this is a {device}", "use auto")
     if dtype not in HALF:
         problem = f"flash-attn computes in bf16 or fp16, not in {str(dtype).removeprefix('torch.')}"
-        raise user_error(KEY, "flash", problem, "use trainer.precision=bf16, or model.attention=auto")
+        raise UserError(KEY, "flash", problem, "use trainer.precision=bf16, or model.attention=auto")
     reasons = []
     for name in FLASH_MODULES:
         reason = why_not_flash(name, device, dtype, head_dim, capped)
@@ -120,10 +120,10 @@ def _flash(device: str, dtype: torch.dtype, head_dim: int, capped: bool) -> str:
             return name
         reasons.append(reason)
     if not any(reasons):
-        problem, mend = "no flash-attn is installed", _INSTALL
+        problem, hint = "no flash-attn is installed", _INSTALL
     else:
-        problem, mend = "; ".join(filter(None, reasons)).replace("; ", ", "), "use auto"
-    raise user_error(KEY, "flash", problem, mend)
+        problem, hint = "; ".join(filter(None, reasons)).replace("; ", ", "), "use auto"
+    raise UserError(KEY, "flash", problem, hint)
 
 
 def why_not_flash(name: str, device: str, dtype: torch.dtype, head_dim: int, capped: bool) -> str | None:

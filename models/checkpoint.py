@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errors import UserError
 from models.ema import ExponentialMovingAverage, is_mask_noise
 from models.hf_layouts import is_model_folder, read_folder, settings_of
 from models.safe_unpickle import Stub, read_torch_file
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("checkpoint")
 
@@ -57,11 +58,11 @@ def read_checkpoint(path: str | Path, *, key: str) -> dict[str, Any]:
     if path.is_dir():
         content = _read_folder(path, key)
     elif not path.is_file():
-        raise user_error(key, str(path), "no such file", "give the path of a .ckpt file, or a model's folder")
+        raise UserError(key, str(path), "no such file", "give the path of a .ckpt file, or a model's folder")
     else:
         content = _read(path, key, read_torch_file)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise user_error(key, str(path), "holds no state_dict", "give a Lightning checkpoint")
+        raise UserError(key, str(path), "holds no state_dict", "give a Lightning checkpoint")
     _refuse_foreign_weights(content, key, path)
     foreign = [name for name, value in content.items() if find_stub(value, str(name))]
     weights, beside = _network_weights(content["state_dict"])
@@ -78,8 +79,8 @@ def read_for_resuming(path: str | Path, *, key: str) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(path, key=key)
     if "config" not in checkpoint or "optimizer_states" not in checkpoint:
-        mend = f"start from its weights: training.finetune_path={path}"
-        raise user_error(key, str(path), "holds no training of this program to go on with", mend)
+        hint = f"start from its weights: training.finetune_path={path}"
+        raise UserError(key, str(path), "holds no training of this program to go on with", hint)
     return checkpoint
 
 
@@ -88,7 +89,7 @@ def _read(path: Path, key: str, reader: Any) -> Any:
         return reader(path)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise user_error(
+        raise UserError(
             key, str(path), f"cannot be read as a checkpoint ({reason})", "give another file"
         ) from error
 
@@ -96,8 +97,8 @@ def _read(path: Path, key: str, reader: Any) -> Any:
 def _read_folder(folder: Path, key: str) -> dict[str, Any]:
     if not is_model_folder(folder):
         last = folder / "checkpoints" / "last.ckpt"
-        mend = f"give {last}" if last.is_file() else "give a .ckpt file, or a folder with model.safetensors"
-        raise user_error(key, str(folder), "a folder without a model's weights", mend)
+        hint = f"give {last}" if last.is_file() else "give a .ckpt file, or a folder with model.safetensors"
+        raise UserError(key, str(folder), "a folder without a model's weights", hint)
     weights, config_json = _read(folder, key, read_folder)
     return {"state_dict": weights, "folder_settings": settings_of(config_json)}
 
@@ -121,24 +122,24 @@ def find_stub(value: Any, name: str) -> tuple[str, str] | None:
 
 
 def _refuse_foreign_weights(content: dict[str, Any], key: str, path: Path) -> None:
-    mend = "give a checkpoint whose weights are plain tensors"
+    hint = "give a checkpoint whose weights are plain tensors"
     for part in ("state_dict", "ema"):
         found = find_stub(content.get(part), part)
         if found:
-            raise user_error(key, str(path), f"{found[0]} is a pickled {found[1]}, which is not run", mend)
+            raise UserError(key, str(path), f"{found[0]} is a pickled {found[1]}, which is not run", hint)
     for name, value in content["state_dict"].items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             kind = type(value).__name__
-            raise user_error(key, str(path), f"state_dict.{name} is of type {kind}, not a tensor", mend)
+            raise UserError(key, str(path), f"state_dict.{name} is of type {kind}, not a tensor", hint)
     ema = content.get("ema")
     if ema is None:
         content.pop("ema", None)
         return
     averages = ema.get("shadow_params") if isinstance(ema, dict) else None
     if not isinstance(averages, list) or not all(isinstance(average, Tensor) for average in averages):
-        raise user_error(key, str(path), "ema.shadow_params is no list of tensors", mend)
+        raise UserError(key, str(path), "ema.shadow_params is no list of tensors", hint)
     if not isinstance(ema.get("decay"), float | int) or not isinstance(ema.get("num_updates"), int | None):
-        raise user_error(key, str(path), "ema.decay or ema.num_updates is no number", mend)
+        raise UserError(key, str(path), "ema.decay or ema.num_updates is no number", hint)
 
 
 def _network_weights(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -157,7 +158,7 @@ def load_weights(
     *,
     key: str,
     path: str | Path,
-    mend: str = OTHER_SETTINGS,
+    hint: str = OTHER_SETTINGS,
 ) -> None:
     """Copy the weights of the network into ``module.backbone``, whatever float dtype they have.
 
@@ -165,7 +166,7 @@ def load_weights(
     IMDM equals MDLM), and the rotary frequencies, which are computed and only compared.
 
     Args:
-        mend: what the user can do when the model is another one.
+        hint: what the user can do when the model is another one.
 
     Raises:
         ValueError: naming the first key that is missing, unexpected or of another shape.
@@ -174,21 +175,21 @@ def load_weights(
     for name, value in own.items():
         if name not in state_dict:
             if not is_mask_noise(name) and not name.endswith(ROTARY):
-                raise user_error(key, str(path), f"{name} is missing", mend)
+                raise UserError(key, str(path), f"{name} is missing", hint)
         elif state_dict[name].shape != value.shape:
             shapes = f"{tuple(state_dict[name].shape)} where the model has {tuple(value.shape)}"
-            raise user_error(key, str(path), f"{name} is {shapes}", mend)
+            raise UserError(key, str(path), f"{name} is {shapes}", hint)
         elif not state_dict[name].is_floating_point():
-            raise user_error(
+            raise UserError(
                 key, str(path), f"{name} is of dtype {state_dict[name].dtype}", "give another file"
             )
         elif name.endswith(ROTARY) and not torch.allclose(state_dict[name].float(), value.cpu(), rtol=0.02):
-            raise user_error(
+            raise UserError(
                 key, str(path), f"{name} has other frequencies than 1/10000^(i/n)", "give another file"
             )
     for name in state_dict:
         if name not in own:
-            raise user_error(key, str(path), f"{name} is not part of the model", mend)
+            raise UserError(key, str(path), f"{name} is not part of the model", hint)
     weights = {name: value for name, value in state_dict.items() if not name.endswith(ROTARY)}
     module.load_state_dict(weights, strict=False)
 
@@ -202,11 +203,11 @@ def averaged_weights(checkpoint: dict[str, Any], *, key: str, path: str | Path) 
     Raises:
         ValueError: when it has none, or they do not fit to the weights.
     """
-    mend = "give another checkpoint, or use the raw weights: " + (
+    hint = "give another checkpoint, or use the raw weights: " + (
         "training.load_ema=False" if key.startswith("training.") else "eval.disable_ema=True"
     )
     if "ema" not in checkpoint:
-        raise user_error(key, str(path), "holds no EMA weights", mend)
+        raise UserError(key, str(path), "holds no EMA weights", hint)
     weights, averages = checkpoint["state_dict"], checkpoint["ema"]["shadow_params"]
     names = checkpoint["ema"].get("names")
     if names is None:
@@ -214,12 +215,12 @@ def averaged_weights(checkpoint: dict[str, Any], *, key: str, path: str | Path) 
     if names is None or len(names) != len(averages):
         count = sum(not name.endswith(ROTARY) for name in weights)
         problem = f"its EMA has {len(averages)} entries for {count} parameters"
-        raise user_error(key, str(path), problem, mend)
+        raise UserError(key, str(path), problem, hint)
     for name, average in zip(names, averages, strict=True):
         if name not in weights or weights[name].shape != average.shape:
             shape = tuple(weights[name].shape) if name in weights else "nothing"
             problem = f"its EMA has {tuple(average.shape)} for {name}, the weights have {shape}"
-            raise user_error(key, str(path), problem, mend)
+            raise UserError(key, str(path), problem, hint)
     return weights | dict(zip(names, averages, strict=True))
 
 

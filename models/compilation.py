@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import user_error
+from errors import UserError
 
 KEY = "model.compile"
 _COMPILERS = ("g++", "clang++", "c++")
@@ -31,18 +31,18 @@ def check_compiler(device: str) -> None:
     Raises:
         ValueError: no C++ compiler for a CPU, no triton for a GPU, or another kind of device.
     """
-    mend = "use model.compile=False"
+    hint = "use model.compile=False"
     if device not in ("cpu", "cuda"):
-        raise user_error(KEY, True, f"not supported on a {device}", mend)
+        raise UserError(KEY, True, f"not supported on a {device}", hint)
     if device == "cuda" and importlib.util.find_spec("triton") is None:
-        raise user_error(KEY, True, "triton, which it needs on a GPU, is not installed", mend)
+        raise UserError(KEY, True, "triton, which it needs on a GPU, is not installed", hint)
     # A GPU's launchers are compiled on the host as well.
     named = os.environ.get("CXX")
     if shutil.which(named) is None if named else not any(map(shutil.which, _COMPILERS)):
         problem = (
             f"CXX={named} is no program" if named else f"no C++ compiler ({', '.join(_COMPILERS)}) found"
         )
-        raise user_error(KEY, True, problem, f"install g++, or {mend}")
+        raise UserError(KEY, True, problem, f"install g++, or {hint}")
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from errors import UserError
 from models.attention import KeyValues, Rotary, attention, rotate_qkv
 from models.attention_backends import BACKENDS
 from models.compilation import compiled, of_any_batch
@@ -24,7 +25,6 @@ from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
 from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
 from models.sharding import open_root
-from utils import user_error
 
 __all__ = ["BackboneConfig", "DiT", "MaskNoiseConfig"]
 
@@ -68,24 +68,24 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "cond_dim", "n_blocks", "n_heads", "length"):
             if getattr(self, name) < 1:
-                raise user_error(f"model.{name}", getattr(self, name), "too small", "use a positive number")
+                raise UserError(f"model.{name}", getattr(self, name), "too small", "use a positive number")
         if self.hidden_size % (2 * self.n_heads):
-            raise user_error(
+            raise UserError(
                 "model.hidden_size",
                 self.hidden_size,
                 f"does not split into {self.n_heads} heads of even width",
                 "change it or model.n_heads",
             )
         if self.attention not in BACKENDS:
-            raise user_error("model.attention", self.attention, "unknown", f"use {', '.join(BACKENDS)}")
+            raise UserError("model.attention", self.attention, "unknown", f"use {', '.join(BACKENDS)}")
         if not 0 <= self.dropout < 1:
-            raise user_error("model.dropout", self.dropout, "not a probability below 1", "0 turns it off")
+            raise UserError("model.dropout", self.dropout, "not a probability below 1", "0 turns it off")
         if self.mask_id is not None and not 0 <= self.mask_id < self.vocab_size:
-            mend = f"give one in 0..{self.vocab_size - 1}"
-            raise user_error("mask_id", self.mask_id, "outside the vocabulary", mend)
+            hint = f"give one in 0..{self.vocab_size - 1}"
+            raise UserError("mask_id", self.mask_id, "outside the vocabulary", hint)
         if self.mask_noise is not None and (self.mask_id is None or self.causal):
-            mend = "give a mask_id, or no mask noise"
-            raise user_error("mask_noise", str(self.mask_noise), "needs masks", mend)
+            hint = "give a mask_id, or no mask noise"
+            raise UserError("mask_noise", str(self.mask_noise), "needs masks", hint)
 
 
 class DiT(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from errors import UserError
 from models.sharding import local, shard_like
-from utils import user_error
 
 # A classical model knows nothing of the noise of masks: these may be missing in its average.
 MASK_NOISE_NAMES = ("imdm_mlp.", "learnable_noise_")
@@ -35,7 +35,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
         if not 0 <= decay <= 1:
-            raise user_error("training.ema", decay, "not between 0 and 1", "use 0.9999, or 0 to turn it off")
+            raise UserError("training.ema", decay, "not between 0 and 1", "use 0.9999, or 0 to turn it off")
         self.decay = decay
         self.num_updates = 0
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
@@ -85,8 +85,8 @@ class ExponentialMovingAverage:
         parameters = self._parameters if is_sharded else dict(model.named_parameters())
         for name in self._shadow:
             if name not in parameters:
-                mend = "use the model it was made of"
-                raise user_error("ema", name, "the model has no such parameter", mend)
+                hint = "use the model it was made of"
+                raise UserError("ema", name, "the model has no such parameter", hint)
         own = {name: parameters[name].data for name in self._shadow}
         self._is_applied = True
         try:
@@ -134,20 +134,20 @@ class ExponentialMovingAverage:
         """
         averages = state["shadow_params"]
         names = state.get("names", list(self._shadow)) if names is None else names
-        mend = "load it into the model it was made of"
+        hint = "load it into the model it was made of"
         if len(averages) != len(names):
-            raise user_error("ema", f"{len(averages)} averages", f"{len(names)} parameters", mend)
+            raise UserError("ema", f"{len(averages)} averages", f"{len(names)} parameters", hint)
         loaded = dict(zip(names, averages, strict=True))
         for name, average in loaded.items():
             if name not in self._shadow:
-                raise user_error("ema", name, "the model has no such trainable parameter", mend)
+                raise UserError("ema", name, "the model has no such trainable parameter", hint)
             own = tuple(self._shadow[name].shape)
             if tuple(average.shape) != own:
-                raise user_error("ema", name, f"shape {tuple(average.shape)}, the model has {own}", mend)
+                raise UserError("ema", name, f"shape {tuple(average.shape)}, the model has {own}", hint)
         missing = [name for name in self._shadow if name not in loaded]
         for name in missing:
             if not may_miss(name):
-                raise user_error("ema", name, "missing", mend)
+                raise UserError("ema", name, "missing", hint)
         self._take(loaded, missing)
         self.decay, self.num_updates = float(state["decay"]), int(state["num_updates"] or 0)
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
 from models.layers import Linear, init_linear
 from models.noise import NOISE_KINDS, finite_mask_ids, seeded_noise
-from utils import user_error
 
 TIME_FEATURES = 256
 
@@ -38,14 +38,14 @@ class MaskNoiseConfig:
 
     def __post_init__(self) -> None:
         if self.noise_type not in NOISE_KINDS:
-            mend = f"use one of {', '.join(NOISE_KINDS)}"
-            raise user_error("algo.noise_type", self.noise_type, "unknown", mend)
+            hint = f"use one of {', '.join(NOISE_KINDS)}"
+            raise UserError("algo.noise_type", self.noise_type, "unknown", hint)
         if self.noise_dim < 1:
-            raise user_error("model.noise_dim", self.noise_dim, "no channel", "use a positive number")
+            raise UserError("model.noise_dim", self.noise_dim, "no channel", "use a positive number")
         if self.num_mask < 0:
-            raise user_error("algo.num_mask", self.num_mask, "negative", "use 0 for infinitely many masks")
+            raise UserError("algo.num_mask", self.num_mask, "negative", "use 0 for infinitely many masks")
         if self.noise_type == "learnable" and self.noise_scale != 1:
-            raise user_error("algo.noise_scale", self.noise_scale, "learnable noise has its own", "use 1")
+            raise UserError("algo.noise_scale", self.noise_scale, "learnable noise has its own", "use 1")
 
 
 class VocabEmbedding(nn.Module):
@@ -105,8 +105,8 @@ class VocabEmbedding(nn.Module):
             return embedded
         if cond is None or cond.shape[:2] != x.shape:
             shape = None if cond is None else tuple(cond.shape)
-            mend = f"give {tuple(x.shape)} seeds"
-            raise user_error("cond", str(shape), "no mask noise for these ids", mend)
+            hint = f"give {tuple(x.shape)} seeds"
+            raise UserError("cond", str(shape), "no mask noise for these ids", hint)
         rows = (x == self.mask_id).flatten().nonzero().squeeze(1)
         noise = self._noise_embedding(cond.flatten(0, 1)[rows], rows % x.shape[1])
         return embedded.flatten(0, 1).index_add(0, rows, noise).view(embedded.shape)

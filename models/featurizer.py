@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from errors import UserError
 from models.scorer import exact_float32
-from utils import user_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,9 +89,9 @@ def _load(name: str, offline: bool) -> tuple[PreTrainedModel, PreTrainedTokenize
         problem = f"no model can be read there ({reason})"
         if offline and not local.exists():
             problem = "no such folder, and the hub cannot be reached (its cache has no such model)"
-        raise user_error("--featurizer", name, problem, "give a model's folder or hub name") from error
+        raise UserError("--featurizer", name, problem, "give a model's folder or hub name") from error
     wrong = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
     if wrong:  # transformers would draw them at random and go on
         problem = f"its files lack {wrong[0]} ({len(wrong)} in all)"
-        raise user_error("--featurizer", name, problem, "give a whole model")
+        raise UserError("--featurizer", name, problem, "give a whole model")
     return model.eval().requires_grad_(False), tokenizer

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils import user_error
+from errors import UserError
 
 _FLOAT32 = {"32", "32-true", "32-bit"}
 _BFLOAT16 = {"bf16", "bf16-mixed"}
@@ -63,7 +63,7 @@ class Precision:
             return cls(torch.bfloat16)
         if name in _FLOAT32:
             return cls(None)
-        raise user_error("trainer.precision", name, "not supported", "use auto, 32 or bf16")
+        raise UserError("trainer.precision", name, "not supported", "use auto, 32 or bf16")
 
 
 def has_native_bfloat16(device: str | torch.device = "auto") -> bool:

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from errors import UserError
 from models.export.modeling_mask_diffusion import MaskDiffusionConfig, MaskDiffusionForCausalLM
-from utils import get_logger, user_error
+from utils import get_logger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ class CausalLM:
             encoded = masks_unknown(encoded, self.tokenizer, self.name)
         largest = max((max(ids) for ids in encoded if ids), default=0)
         if largest >= self.vocab_size:
-            raise user_error(
+            raise UserError(
                 "eval.gen_ppl_eval_model_name_or_path",
                 self.name,
                 f"its tokenizer gives id {largest}, its model knows {self.vocab_size} ids",

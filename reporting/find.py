@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
 from reporting.entropy_curves import Point
 from reporting.read import (
+    HINT,
     LIKELIHOOD,
     MAUVE,
-    MEND,
     POINTS,
     RUN,
     SAMPLES,
@@ -26,7 +27,6 @@ from reporting.read import (
     read_result,
     read_ways,
 )
-from utils import user_error
 
 _VALIDATION = re.compile(r"step(\d+)-T\d+\.json")
 _TRAINING = "training"
@@ -102,13 +102,13 @@ def find(paths: Sequence[str]) -> Findings:
         elif path.is_file():
             file = _file(path)
             if file is None:
-                raise user_error(RUN, text, "is no result that a report shows", MEND)
+                raise UserError(RUN, text, "is no result that a report shows", HINT)
             found = {path.resolve(): file}
         else:
-            raise user_error(RUN, text, "no such file or folder", MEND)
+            raise UserError(RUN, text, "no such file or folder", HINT)
         if not found:
             more = f" ({findings.problems[-1]})" if findings.problems else ""
-            raise user_error(RUN, text, f"holds no results{more}", MEND)
+            raise UserError(RUN, text, f"holds no results{more}", HINT)
         files |= found
     owners = list(dict.fromkeys(file.owner for file in files.values()))  # in the order in which they come
     _add(findings, sorted(files.values(), key=lambda file: (owners.index(file.owner), file.path)))
@@ -225,6 +225,6 @@ def _sampled(label: str, run: Run, path: Path, problems: list[str]) -> Measured:
         return Measured(label, run)
     try:
         return Measured(label, run, read_ways(path.with_name(Path(name).name), run))
-    except ValueError as error:
+    except UserError as error:
         problems.append(str(error))
         return Measured(label, run)

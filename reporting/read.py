@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from utils import user_error
+from errors import UserError
 
 RUN = "RUN"  # what the command line calls a path
-MEND = "give a result of an evaluation, a points.jsonl, a run folder, or a folder of them"
+HINT = "give a result of an evaluation, a points.jsonl, a run folder, or a folder of them"
 SAMPLES, LIKELIHOOD, ZERO_SHOT, MAUVE, POINTS = "samples", "likelihood", "zero-shot", "mauve", "points"
 
 _NUMBERS = {
@@ -85,7 +85,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             rows[-1]["step"] = int(rows[-1]["step"])
         except (KeyError, TypeError, ValueError) as error:
             problem = f"line {len(rows) + 1} of the table is no line of metrics"
-            raise user_error(RUN, str(path), problem, "remove it, or leave the run out") from error
+            raise UserError(RUN, str(path), problem, "remove it, or leave the run out") from error
     return rows
 
 
@@ -118,7 +118,7 @@ def read_ways(path: Path, run: Run) -> list[Way]:
     try:
         content = _parsed(path.read_text(encoding="utf-8"), path)
     except OSError as error:
-        raise user_error(RUN, str(path), error.strerror or "cannot be read", "sample anew") from error
+        raise UserError(RUN, str(path), error.strerror or "cannot be read", "sample anew") from error
     try:
         pieces = {int(i): str(text) for i, text in content["pieces"].items()}
         ways = []
@@ -131,7 +131,7 @@ def read_ways(path: Path, run: Run) -> list[Way]:
             _check_way(way)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         problem = f"holds no recorded trajectories ({type(error).__name__}: {error})"
-        raise user_error(RUN, str(path), problem, "sample anew") from error
+        raise UserError(RUN, str(path), problem, "sample anew") from error
     return ways
 
 
@@ -176,7 +176,7 @@ def _checked(kind: str, runs: list[Run], path: Path) -> list[Run]:
 
 def _wrong(path: Path, number: int, name: str, value: object, problem: str) -> ValueError:
     shown = repr(value)[:40]
-    return user_error(RUN, str(path), f"run {number}: {name}={shown} {problem}", "evaluate anew")
+    return UserError(RUN, str(path), f"run {number}: {name}={shown} {problem}", "evaluate anew")
 
 
 def _is_interval(value: object) -> bool:
@@ -191,7 +191,7 @@ def _parsed(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise user_error(RUN, str(path), f"is no JSON ({error})", MEND) from error
+        raise UserError(RUN, str(path), f"is no JSON ({error})", HINT) from error
 
 
 def _lines(path: Path) -> Iterable[str]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from diffusion.categorical import nucleus, temper
 from diffusion.noise import Schedule
 from diffusion.parameterization import Denoiser, Prediction
+from errors import UserError
 from samplers.draws import Draws
-from utils import user_error
 
 NOISE_REMOVAL = ("ancestral", "greedy", "none")
 _CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
@@ -68,9 +68,9 @@ class SamplerSettings:
             ),
             (0 < self.grid_eps < 1, "grid_eps", self.grid_eps, "use a small positive number such as 1e-5"),
         )
-        for holds, key, value, mend in checks:
+        for holds, key, value, hint in checks:
             if not holds:
-                raise user_error(f"sampling.{key}", value, "out of range", mend)
+                raise UserError(f"sampling.{key}", value, "out of range", hint)
 
 
 class Memory(Protocol):
@@ -207,7 +207,7 @@ class Sampler(ABC):
         times = torch.as_tensor(t, dtype=torch.float64, device=xt.device).expand(len(xt))
         if not ((times > 0) & (times <= 1)).all():
             shown = f"{times.min():g}..{times.max():g}"
-            raise user_error("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
+            raise UserError("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
         state = self.begin(State(xt.clone(), times, cond, fixed=fixed))
         nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
         forward_passes, step = nfe.new_zeros(()), 0  # counted where they are: asking makes a GPU wait

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from diffusion.noise import Schedule
 from diffusion.parameterization import Denoiser
+from errors import UserError
 from samplers.base import Sampler, SamplerSettings, State
 from samplers.draws import Draws
 from samplers.registry import register
-from utils import user_error
 
 
 def next_hit(is_masked: Tensor, masked_t: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class FirstHitting(Sampler):
     ) -> None:
         if settings.noise_removal != "ancestral":
             problem = "first_hitting leaves no mask to remove"
-            raise user_error("sampling.noise_removal", settings.noise_removal, problem, "use ancestral")
+            raise UserError("sampling.noise_removal", settings.noise_removal, problem, "use ancestral")
         super().__init__(denoiser, schedule, mask_id, settings)
 
     def pending(self, step: int, state: State) -> Tensor:

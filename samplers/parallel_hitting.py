@@ -14,11 +14,11 @@ from torch import Tensor
 from diffusion import NEG_INF
 from diffusion.noise import Schedule
 from diffusion.parameterization import Denoiser, Prediction
+from errors import UserError
 from samplers.base import Sampler, SamplerSettings, State
 from samplers.draws import Draws
 from samplers.first_hitting import next_hit
 from samplers.registry import register
-from utils import user_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ParallelHitting(Sampler):
         self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
     ) -> None:
         if settings.noise_removal == "none":
-            raise user_error(
+            raise UserError(
                 "sampling.noise_removal", "none", f"{self.name} leaves no mask", "use ancestral or greedy"
             )
         super().__init__(denoiser, schedule, mask_id, settings)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from errors import UserError
 from samplers.base import Sampler
-from utils import user_error
 
 SAMPLERS: dict[str, type[Sampler]] = {}
 ORDERED: dict[tuple[str, str], type[Sampler]] = {}  # (predictor, order) -> what takes the predictor's place
@@ -56,11 +56,11 @@ def get_sampler(name: str, family: str = "absorbing", order: str = "random") -> 
     able |= {n: sampler for (n, of), sampler in IN_FAMILY.items() if of == family}
     if name not in able:
         problem = f"not for {family} models" if name in SAMPLERS else "no such sampler"
-        raise user_error("sampling.predictor", name, problem, f"use one of {', '.join(sorted(able))}")
+        raise UserError("sampling.predictor", name, problem, f"use one of {', '.join(sorted(able))}")
     if order == "random":
         return able[name]
     if (name, order) not in ORDERED or family not in ORDERED[name, order].families:
         others = sorted(predictor for predictor, kind in ORDERED if kind == order)
-        mend = f"use sampling.predictor={' or '.join(others)}" if family == "absorbing" else "use random"
-        raise user_error("sampling.order", order, f"not an order of {name}", mend)
+        hint = f"use sampling.predictor={' or '.join(others)}" if family == "absorbing" else "use random"
+        raise UserError("sampling.order", order, f"not an order of {name}", hint)
     return ORDERED[name, order]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diffusion.randomness import fold_in
+from errors import UserError
 from samplers.base import Samples
-from utils import user_error
 
 _STRIDE = 2000  # away from the small numbers and the purposes of draws, which are folded into the same keys
 
@@ -40,7 +40,7 @@ class Strides:
         """Raise ValueError for models that do not keep what is given."""
         if self.num_strides and family == "uniform":
             problem = "a uniform-state model may change every token, also those that a stride keeps"
-            raise user_error("sampling.semi_ar", True, problem, "use sampling.semi_ar=False")
+            raise UserError("sampling.semi_ar", True, problem, "use sampling.semi_ar=False")
 
     def sample(self, window: Window, xt: Tensor, start_keys: Tensor, keys: Tensor, mask_id: int) -> Samples:
         """Sample the window ``xt`` (B, L) and all strides behind it.

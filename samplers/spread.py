@@ -14,10 +14,10 @@ from torch import Tensor
 
 from diffusion.noise import Schedule
 from diffusion.parameterization import Denoiser
+from errors import UserError
 from samplers.base import Sampler, SamplerSettings, State
 from samplers.draws import Draws
 from samplers.registry import register_order
-from utils import user_error
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,7 +92,7 @@ class Spread(Sampler):
     ) -> None:
         if settings.noise_removal == "none":
             problem = "sampling.order=spread leaves no mask"
-            raise user_error("sampling.noise_removal", "none", problem, "use ancestral or greedy")
+            raise UserError("sampling.noise_removal", "none", problem, "use ancestral or greedy")
         super().__init__(denoiser, schedule, mask_id, settings)
 
     def begin(self, state: State) -> State:

@@ -10,11 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from errors import UserError  # noqa: E402
 from reporting.find import find  # noqa: E402
 from reporting.markdown import markdown  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.sections import sections  # noqa: E402
-from utils import atomic_open, user_error  # noqa: E402
+from utils import atomic_open  # noqa: E402
 
 
 def report(runs: Sequence[str], out: Path, *, title: str, texts: int, walks: int) -> list[str]:
@@ -24,7 +25,7 @@ def report(runs: Sequence[str], out: Path, *, title: str, texts: int, walks: int
         ValueError: what was given holds no results, or ``out`` is no name of a page.
     """
     if out.suffix not in (".html", ".htm"):
-        raise user_error("--out", str(out), "is no page", "give a name that ends in .html")
+        raise UserError("--out", str(out), "is no page", "give a name that ends in .html")
     findings = find(runs)
     made = sections(findings, texts=texts, walks=walks)
     pages = {

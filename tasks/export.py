@@ -14,13 +14,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from errors import UserError
 from models.checkpoint import ROTARY
 from models.export import modeling_mask_diffusion as template
 from models.hf_layouts import CONFIG_FILE, WEIGHTS
 from tasks.setup import build_evaluated
 from tasks.weights import read_source
 from trainer_base import TrainerBase
-from utils import get_logger, user_error, write_json
+from utils import get_logger, write_json
 
 log = get_logger("export")
 
@@ -64,16 +65,16 @@ def _refuse_foreign_folder(target: Path, written: set[str] | None) -> None:
     """An export may replace an earlier one, whose files are the same (``written``), and nothing else."""
     if target.is_dir() and not any(target.iterdir()):
         return
-    mend = "give another export.path, or remove what is there"
+    hint = "give another export.path, or remove what is there"
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise user_error(KEY, str(target), "is no folder", mend)
+        raise UserError(KEY, str(target), "is no folder", hint)
     if not target.exists():
         return
     if not {CODE, CONFIG_FILE, WEIGHTS} <= {path.name for path in target.iterdir()}:
-        raise user_error(KEY, str(target), "a folder with other things than an export", mend)
+        raise UserError(KEY, str(target), "a folder with other things than an export", hint)
     for path in sorted(target.iterdir()):
         if written is not None and path.name not in written:
-            raise user_error(KEY, str(target), f"holds {path.name}, which no export writes", mend)
+            raise UserError(KEY, str(target), f"holds {path.name}, which no export writes", hint)
 
 
 def _move(temporary: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from algo import ALGORITHMS
 from dataloader import AUTO, batch_sizes
+from errors import UserError
 from models.hf_layouts import PATTERNS
 from models.precision import Precision
 from samplers.registry import get_sampler
@@ -27,7 +28,7 @@ from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import build_evaluated, evaluation_device
 from tasks.weights import read_source
 from trainer_base import TrainerBase
-from utils import atomic_open, get_logger, user_error, write_json
+from utils import atomic_open, get_logger, write_json
 
 log = get_logger("frontier")
 
@@ -116,7 +117,7 @@ class PointStore:
                 points[-1]["key"], points[-1]["settings"]
             except (ValueError, KeyError, TypeError) as error:
                 problem = f"line {number} of points.jsonl is no point"
-                raise user_error(
+                raise UserError(
                     "frontier.path",
                     str(self.path.parent),
                     problem,
@@ -154,7 +155,7 @@ def _named(cfg: DictConfig) -> Iterator[tuple[str, str]]:
             name = run or place.stem
         if name in seen:
             problem = f"both {seen[name]} and {path} are called {name}"
-            raise user_error(KEY, text, problem, "write name:path")
+            raise UserError(KEY, text, problem, "write name:path")
         seen[name] = path
         yield name, path
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from errors import UserError
 from tasks.processes import launch
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import result_path
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("gen_ppl_eval")
 
@@ -35,18 +36,18 @@ def gen_ppl_eval(cfg: DictConfig) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     """The content of a result file of sample_eval, of an official one, or of a validation's samples."""
-    key, mend = "eval.generated_samples_path", "give a result file of mode=sample_eval"
+    key, hint = "eval.generated_samples_path", "give a result file of mode=sample_eval"
     try:
         with open(path, encoding="utf-8") as file:
             result = json.load(file)
     except FileNotFoundError as error:
-        raise user_error(key, path, "no such file", mend) from error
+        raise UserError(key, path, "no such file", hint) from error
     except ValueError as error:
-        raise user_error(key, path, f"is no JSON ({error})", mend) from error
+        raise UserError(key, path, f"is no JSON ({error})", hint) from error
     runs = result.get("runs", [result]) if isinstance(result, dict) else []
     texts = [run.get("generated_seqs") for run in runs if isinstance(run, dict)]
     if not texts or len(texts) < len(runs) or not all(_are_texts(text) for text in texts):
-        raise user_error(key, path, "holds no list generated_seqs of texts", mend)
+        raise UserError(key, path, "holds no list generated_seqs of texts", hint)
     return result
 
 

@@ -12,10 +12,10 @@ from algo import ALGORITHMS
 from data.reflow import REFLOW, ReflowDataset
 from data.reflow_parts import PairStore
 from dataloader import data_settings
+from errors import UserError
 from tasks.processes import ALONE, Processes, launch
 from tasks.reflow_pairs import PairMaker
 from tasks.setup import build_algorithm, build_evaluated
-from utils import user_error
 
 _POLL_SECONDS = 2.0
 
@@ -39,7 +39,7 @@ def refuse_without_pairs(cfg: DictConfig) -> None:
     if cfg.data.train == REFLOW:
         ReflowDataset(Path(cfg.reflow.save_path).expanduser())
     elif ALGORITHMS[cfg.algo.name].needs_pairs and not cfg.reflow.make_missing:
-        raise user_error(
+        raise UserError(
             "data",
             cfg.data.name,
             f"algo={cfg.algo.name} trains on stored pairs, and this data has none",

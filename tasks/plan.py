@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from algo import ALGORITHMS
 from data import tokenizers
 from dataloader import batch_sizes, data_settings
+from errors import UserError
 from models.precision import Precision
 from tasks.plan_costs import (
     Holdings,
@@ -25,7 +26,7 @@ from tasks.plan_costs import (
 )
 from tasks.plan_report import table
 from trainer_base import TrainerBase
-from utils import user_error, write_json
+from utils import write_json
 
 GIB = 2**30
 # Tokenizers that need no download to be planned with: number of ids, id of the mask (None: one is added).
@@ -94,7 +95,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """
     path = Path(cfg.plan.path)
     if path.is_dir():
-        raise user_error("plan.path", str(path), "is a folder", "give the name of a .json file")
+        raise UserError("plan.path", str(path), "is a folder", "give the name of a .json file")
     module = build_without_memory(cfg)
     devices = num_devices(cfg)
     rows, passes = batch_sizes(cfg, devices)
@@ -135,8 +136,8 @@ def tokenizer_of(cfg: DictConfig) -> Any:
     short = name.rsplit("/", 1)[-1]
     if short not in KNOWN:
         problem = "its size is not known without a download"
-        mend = "give plan.vocab_size=..., the mask included, or a folder with the tokenizer"
-        raise user_error("data.tokenizer_name_or_path", name, problem, mend)
+        hint = "give plan.vocab_size=..., the mask included, or a folder with the tokenizer"
+        raise UserError("data.tokenizer_name_or_path", name, problem, hint)
     return KnownTokenizer(name, *KNOWN[short])
 
 

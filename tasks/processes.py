@@ -18,8 +18,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
+from errors import ABSENT, RankZeroError, UserError
 from tasks.setup import cluster_plugins, quiet_lightning
-from utils import FromFirst, user_error, write_json
+from utils import write_json
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class Processes:
                 raise
         dist.broadcast_object_list(told, src=0)
         if told[1] is not None:
-            raise FromFirst(told[1])
+            raise RankZeroError("", ABSENT, str(told[1]))
         return told[0]
 
 
@@ -101,13 +102,13 @@ def launch(cfg: DictConfig) -> Processes:
             plugins=cluster_plugins(),
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError("trainer", ABSENT, " ".join(str(error).split())) from error
     number, devices = _started("WORLD_SIZE", "SLURM_NTASKS"), getattr(fabric.strategy, "num_processes", 1)
     if number not in (None, devices * (1 if single else asked["num_nodes"])):
         machines = 1 if single else asked["num_nodes"]
         problem = f"{number} processes were started for {devices} device(s) on {machines} machine(s)"
-        mend = "give as many devices as processes on a machine, and trainer.num_nodes"
-        raise user_error("trainer.devices", str(asked["devices"]), problem, mend)
+        hint = "give as many devices as processes on a machine, and trainer.num_nodes"
+        raise UserError("trainer.devices", str(asked["devices"]), problem, hint)
     fabric.launch()
     device = fabric.device if fabric.device.type == "cuda" else torch.device("cpu")
     return Processes(fabric.global_rank, fabric.world_size, device)

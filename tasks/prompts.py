@@ -21,8 +21,8 @@ from data.batching import permutation
 from data.dataset import TokenDataset
 from data.tokenizers import boundary_ids
 from dataloader import batch_sizes
+from errors import UserError
 from trainer_base import TrainerBase
-from utils import user_error
 
 END = "<end>"
 REFERENCE_SEED = 42  # of the order in which validation texts are taken, as prefixes and as human references
@@ -85,7 +85,7 @@ def prompted(module: TrainerBase, cfg: DictConfig, world_size: int = 1) -> Start
     number = num_samples(cfg, world_size)
     if len(prompts) > number:
         problem = f"its {len(prompts)} prompts are more than the {number} samples"
-        raise user_error(name, cfg.sampling.prompt_file, problem, "raise sampling.num_sample_batches")
+        raise UserError(name, cfg.sampling.prompt_file, problem, "raise sampling.num_sample_batches")
     return starts_of_prompts(module, prompts, key=name)
 
 
@@ -100,16 +100,16 @@ def read_prompts(name: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        mend = "give a text file, one prompt a line, or a .jsonl file with prompt"
-        raise user_error(key, name, "no such file", mend) from error
+        hint = "give a text file, one prompt a line, or a .jsonl file with prompt"
+        raise UserError(key, name, "no such file", hint) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise user_error(key, name, f"cannot be read as text ({error})", "give a text file") from error
+        raise UserError(key, name, f"cannot be read as text ({error})", "give a text file") from error
     prompts = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             prompts.append(_json_prompt(line, name, number) if path.suffix == ".jsonl" else line)
     if not prompts:
-        raise user_error(key, name, "holds no prompt", "write one prompt a line")
+        raise UserError(key, name, "holds no prompt", "write one prompt a line")
     return prompts
 
 
@@ -121,7 +121,7 @@ def _json_prompt(line: str, name: str, number: int) -> str:
         prompt = None
     if not isinstance(prompt, str):
         problem = f"line {number} is no JSON object with a text called prompt"
-        raise user_error(_KEYS[1], name, problem, 'write {"prompt": "..."}')
+        raise UserError(_KEYS[1], name, problem, 'write {"prompt": "..."}')
     return prompt
 
 
@@ -147,15 +147,15 @@ def starts_of_prompts(module: TrainerBase, prompts: list[str], *, key: str) -> S
         ids, is_end = encode_prompt(prompt, module, key)
         if len(ids) > len(row):
             problem = f"has {len(ids)} tokens (bos and <end> counted), model.length={len(row)}"
-            raise user_error(key, prompt, problem, "shorten it")
+            raise UserError(key, prompt, problem, "shorten it")
         blank = module.mask_id in ids
         if (is_end or len(ids) == len(row)) and not blank:
             problem = "leaves nothing to write"
-            raise user_error(key, prompt, problem, f"put a blank like ____ into it, or leave out {END}")
+            raise UserError(key, prompt, problem, f"put a blank like ____ into it, or leave out {END}")
         row[: len(ids)] = torch.tensor(ids)
         if module.family == "autoregressive" and blank and _text_behind_a_blank(ids, module.mask_id):
             problem = "an autoregressive model writes from the left and cannot fill a blank that text follows"
-            raise user_error(key, prompt, problem, "give the beginning alone, or use a masked model")
+            raise UserError(key, prompt, problem, "give the beginning alone, or use a masked model")
         ends.append(len(ids) if is_end else 0)
     return Starts(given, tuple(ends), report={"prompts": prompts})
 
@@ -167,7 +167,7 @@ def encode_prompt(prompt: str, module: TrainerBase, key: str) -> tuple[list[int]
     is_end = text.endswith(END)
     text = text.removesuffix(END) if is_end else prompt
     if is_end and (not has_bos or tokenizer.eos_token_id is None):
-        raise user_error(key, prompt, "the tokenizer has no token that ends a text", f"leave out {END}")
+        raise UserError(key, prompt, "the tokenizer has no token that ends a text", f"leave out {END}")
     ids: list[int] = []
     parts = _BLANK.split(text)  # text and blanks in turn
     joins = _joins_spaces(tokenizer)
@@ -202,8 +202,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, key: str, prompt: str)
         known = "write it like the text of the training"
         if len(ids) == len(text):  # one token a character
             wrong = "".join(dict.fromkeys(text[i] for i in unknown))
-            raise user_error(key, prompt, f"the tokenizer does not know {wrong!r}", known)
-        raise user_error(key, prompt, f"the tokenizer has no tokens for all of {text!r}", known)
+            raise UserError(key, prompt, f"the tokenizer does not know {wrong!r}", known)
+        raise UserError(key, prompt, f"the tokenizer has no tokens for all of {text!r}", known)
     return ids
 
 
@@ -261,9 +261,9 @@ def reference_rows(
     fitting = np.flatnonzero(lengths >= min_seq_len)
     if not len(fitting):
         problem = f"no validation text is so long, the longest has {lengths.max(initial=0)} tokens"
-        raise user_error("cond_sampling.min_seq_len", min_seq_len, problem, "lower it")
+        raise UserError("cond_sampling.min_seq_len", min_seq_len, problem, "lower it")
     if count > len(fitting):
-        raise user_error(
+        raise UserError(
             "sampling.num_sample_batches",
             f"{count} prefixes in all",
             f"the validation set has {len(fitting)} texts of cond_sampling.min_seq_len={min_seq_len} tokens",

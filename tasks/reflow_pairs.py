@@ -22,8 +22,9 @@ from data.reflow_parts import PairStore
 from dataloader import batch_sizes, get_dataset, pair_settings
 from diffusion.randomness import Stream, fold_in, random_bits, row_keys, uniform
 from diffusion.time_sampling import spread_rows, training_times
+from errors import UserError
 from trainer_base import TrainerBase
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("reflow")
 
@@ -48,11 +49,11 @@ class PairMaker:
     def __init__(self, cfg: DictConfig, module: TrainerBase) -> None:
         if module.family not in ("absorbing", "uniform"):
             problem = f"pairs are made by diffusion models, not by {module.family} ones"
-            raise user_error("algo", cfg.algo.name, problem, "use mdlm, imdm, duo or one distilled from them")
+            raise UserError("algo", cfg.algo.name, problem, "use mdlm, imdm, duo or one distilled from them")
         counts = module.step_counts()
         if len(counts) > 1:
             shown = ",".join(map(str, counts))
-            raise user_error("sampling.steps", shown, "pairs take one number of steps", "give one number")
+            raise UserError("sampling.steps", shown, "pairs take one number of steps", "give one number")
         self.cfg, self.module, self.num_steps = cfg, module, counts[0]
         # Read on first use: finished pairs, and pairs from pure noise, need none.
         self._dataset: TokenDataset | None = None
@@ -148,7 +149,7 @@ class PairMaker:
         batch = self._dataset.fetch(self._shuffled(rows.numpy(), len(self._dataset)))
         if not batch["attention_mask"].all():
             problem = "pairs cannot carry the padding of its rows"
-            raise user_error("data.wrap", self.cfg.data.wrap, problem, "use packed data (data.wrap=True)")
+            raise UserError("data.wrap", self.cfg.data.wrap, problem, "use packed data (data.wrap=True)")
         x0 = batch["input_ids"]
         keep = torch.zeros_like(x0, dtype=torch.bool)
         keep[:, 0] = self.cfg.training.ignore_bos

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from data.reflow import REFLOW
+from errors import UserError
 from models.checkpoint import read_for_resuming
 from tasks.processes import ALONE, Processes
-from utils import atomic_open, get_logger, remove_unfinished, user_error
+from utils import atomic_open, get_logger, remove_unfinished
 
 try:
     import fcntl
@@ -70,8 +71,8 @@ class RunFolder:
         """Raise when something else has that name: a checkpoint from elsewhere is never replaced."""
         if os.path.lexists(self.link) and not self._is_linked():
             problem = f"{self.link} is there and no link of this run"
-            mend = "move it away, give another name=..., or use checkpointing.link_when_done=False"
-            raise user_error("checkpointing.link_when_done", True, problem, mend)
+            hint = "move it away, give another name=..., or use checkpointing.link_when_done=False"
+            raise UserError("checkpointing.link_when_done", True, problem, hint)
 
     def make_link(self) -> None:
         """Make ``link`` a relative symbolic link to last.ckpt."""
@@ -94,7 +95,7 @@ class RunFolder:
     def refuse_another_training(self, cfg: DictConfig) -> None:
         """Raise when the checkpoint is of a training with other settings than ``cfg``."""
         if self.state and (differences := _differences(OmegaConf.create(self.state["config"]), cfg)):
-            raise user_error(
+            raise UserError(
                 RESUME,
                 str(self.checkpoint),
                 f"comes from a training with other settings ({'; '.join(differences)})",
@@ -133,7 +134,7 @@ def _take(cfg: DictConfig, held: contextlib.ExitStack) -> RunFolder:
     if config_file.exists() and (folder / CHECKPOINTS / LAST).exists():
         differences = _differences(OmegaConf.load(config_file), cfg)
         if differences:
-            raise user_error(
+            raise UserError(
                 "checkpointing.save_dir",
                 str(folder),
                 f"holds a run with other settings ({'; '.join(differences)})",
@@ -169,8 +170,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
-                problem, mend = "another process trains there", "wait for it, or give another name=..."
-                raise user_error("checkpointing.save_dir", str(folder), problem, mend) from error
+                problem, hint = "another process trains there", "wait for it, or give another name=..."
+                raise UserError("checkpointing.save_dir", str(folder), problem, hint) from error
         yield
 
 
@@ -181,23 +182,22 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
     if Path(named).exists():
         return Path(named)
     if named != usual:
-        raise user_error(RESUME, named, "no such file", "leave it out to go on from last.ckpt or start anew")
+        raise UserError(RESUME, named, "no such file", "leave it out to go on from last.ckpt or start anew")
     return None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_for_resuming(path, key=RESUME)
-    except ValueError as error:
+    except UserError as error:
         if path.name != LAST:
             raise
-        problem, _, mend = str(error).rpartition("; ")
         older = next((p for p in _by_step(path.parent) if _is_intact(p)), None)
         if older is not None:
-            mend = f"{RESUME}={older} goes on from the newest intact one"
+            error.hint = f"{RESUME}={older} goes on from the newest intact one"
         else:
-            mend = f"no other one is intact: delete {path} to start anew, or {mend}"
-        raise ValueError(f"{problem}; {mend}") from error
+            error.hint = f"no other one is intact: delete {path} to start anew, or {error.hint}"
+        raise
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -13,21 +13,22 @@ from torch import Tensor
 from algo import AR
 from data.hub import hub_reachable
 from data.tokenizers import boundary_ids
+from errors import UserError
 from metrics import TextScores, score_texts
 from models.checkpoint import read_checkpoint
 from models.scorer import CausalLM, exact_float32, load_causal_lm, masks_unknown
 from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
 from tasks.stored import stored_configuration
-from utils import get_logger, user_error
+from utils import get_logger
 
 KEY = "eval.gen_ppl_eval_model_name_or_path"
-MEND = "give a folder, an AR checkpoint of this program, or eval.compute_generative_perplexity=False"
+HINT = "give a folder, an AR checkpoint of this program, or eval.compute_generative_perplexity=False"
 GROUP_KEY = "num_cont_per_prefix"  # texts of a result that are neighbours and alike
 log = get_logger("scoring")
 
 
-class NotFromHub(ValueError):
+class NotFromHub(UserError):
     """A scorer that the hub does not give, for want of a network or of the scorer."""
 
 
@@ -150,18 +151,18 @@ def load_scorer(name: str, dtype: str) -> CausalLM | CheckpointScorer:
     if local.is_file() or local.suffix == ".ckpt":
         return _load_checkpoint(local, dtype)
     if not local.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise user_error(KEY, name, "no such file or folder", MEND)
+        raise UserError(KEY, name, "no such file or folder", HINT)
     offline = local.exists() or not hub_reachable()
     try:
         return load_causal_lm(str(local) if local.exists() else name, dtype=dtype, local_files_only=offline)
     except Exception as error:  # the libraries below raise a dozen unrelated types here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if local.exists():
-            raise user_error(KEY, name, f"no causal model can be read there ({reason})", MEND) from error
+            raise UserError(KEY, name, f"no causal model can be read there ({reason})", HINT) from error
         problem = "the hub cannot be reached, and neither its cache nor a local folder has this model"
         if not offline:
             problem = f"it is no local folder, and the hub gives no such model ({reason})"
-        raise NotFromHub(str(user_error(KEY, name, problem, MEND))) from error
+        raise NotFromHub(KEY, name, problem, HINT) from error
 
 
 def _load_checkpoint(path: Path, dtype: str) -> CheckpointScorer:
@@ -170,7 +171,7 @@ def _load_checkpoint(path: Path, dtype: str) -> CheckpointScorer:
     algo = stored["algo"]["name"] if isinstance(stored, dict) else None
     if algo != "ar":
         problem = f"holds a model of algo={algo}" if algo else "is no checkpoint of this program"
-        raise user_error(KEY, str(path), f"{problem}, which gives no likelihood of texts", MEND)
+        raise UserError(KEY, str(path), f"{problem}, which gives no likelihood of texts", HINT)
     precision = "bf16" if dtype == "bf16" else "32"
     settings = {"eval.disable_ema": False, "trainer.precision": precision}
     cfg = stored_configuration(checkpoint, str(path), settings)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from algo import ALGORITHMS
 from callbacks.checkpoints import AtomicCheckpointIO
 from dataloader import get_tokenizer
+from errors import ABSENT, UserError
 from models.attention_backends import check_attention
 from models.checkpoint import averaged_weights, load_ema, load_weights, restart_ema
 from models.compilation import check_compiler
@@ -31,7 +32,7 @@ from tasks.weights import (
     warn_of_differences,
 )
 from trainer_base import TrainerBase
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("setup")
 
@@ -85,7 +86,7 @@ def _build(cfg: DictConfig, checkpoint: dict[str, Any], path: str, key: str, use
     if averaged:
         weights = averaged_weights(checkpoint, key=key, path=path)
     recorded = recorded_settings(checkpoint)
-    load_weights(module, weights, key=key, path=path, mend=advice(module, recorded))
+    load_weights(module, weights, key=key, path=path, hint=advice(module, recorded))
     refuse_other_heads(cfg, recorded, key=key, path=path)
     if key != FINETUNE:  # a training may well change what it starts from
         refuse_other_process(module, recorded, key=key, path=path)
@@ -145,7 +146,7 @@ def build_trainer(
             inference_mode=cfg.strategy.name != "fsdp",  # shards gathered in it could not be trained later
         )
     except (L.pytorch.utilities.exceptions.MisconfigurationException, ValueError) as error:
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError("trainer", ABSENT, " ".join(str(error).split())) from error
 
 
 def cluster_plugins() -> list[SLURMEnvironment]:
@@ -166,7 +167,7 @@ def result_path(cfg: DictConfig) -> Path:
     """Where an evaluation writes its JSON result; its parent folders are made on writing."""
     path = Path(cfg.eval.generated_samples_path)
     if path.is_dir():
-        raise user_error(
+        raise UserError(
             "eval.generated_samples_path", str(path), "is a folder", "give the name of a .json file"
         )
     return path

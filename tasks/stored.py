@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from config.cli import compose_config, finish
 from config.overrides import check_name
+from errors import UserError
 from tasks.weights import recorded_settings
-from utils import user_error
 
 HERE = {
     "mode": "train",
@@ -37,7 +37,7 @@ def stored_configuration(checkpoint: dict[str, Any], path: str, settings: dict[s
         check_name(name)
     known = recorded_settings(checkpoint) | settings
     if "algo.name" not in known:
-        raise user_error("path", path, "does not say of which algorithm it is", 'add algo__name="mdlm"')
+        raise UserError("path", path, "does not say of which algorithm it is", 'add algo__name="mdlm"')
     default = compose_config([f"algo={known['algo.name']}", "wandb=null"], warn=False)
     cfg = OmegaConf.create(OmegaConf.to_container(default))
     stored = checkpoint.get("config")

@@ -10,10 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from algo import ALGORITHMS
 from data.hub import hub_reachable
+from errors import UserError
 from models.checkpoint import OTHER_SETTINGS, read_checkpoint, settings_of_weights
 from models.hf_layouts import PATTERNS
 from trainer_base import TrainerBase
-from utils import get_logger, user_error
+from utils import get_logger
 
 log = get_logger("weights")
 
@@ -58,7 +59,7 @@ def _fetch(name: str, key: str) -> Path:
         problem = f"no such path, and the hub gives no such model ({reason})"
         if not online:
             problem = "no such path, and the hub cannot be reached (its cache has no such model)"
-        raise user_error(key, name, problem, "give a .ckpt file or a model's folder") from error
+        raise UserError(key, name, problem, "give a .ckpt file or a model's folder") from error
 
 
 def recorded_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def refuse_other_heads(cfg: DictConfig, recorded: dict[str, Any], *, key: str, p
     heads = recorded.get("model.n_heads", cfg.model.n_heads)
     if heads != cfg.model.n_heads:
         problem = f"a network of {heads} heads, not {cfg.model.n_heads}"
-        raise user_error(key, path, problem, f"use model.n_heads={heads}")
+        raise UserError(key, path, problem, f"use model.n_heads={heads}")
 
 
 def refuse_other_process(module: TrainerBase, recorded: dict[str, Any], *, key: str, path: str) -> None:
@@ -102,7 +103,7 @@ def refuse_other_process(module: TrainerBase, recorded: dict[str, Any], *, key: 
     family = ALGORITHMS[name].family if name in ALGORITHMS else module.family
     if family != module.family:
         problem = f"was trained with algo={name}, which algo={module.config.algo.name} cannot evaluate"
-        raise user_error(key, path, problem, f"use algo={name}")
+        raise UserError(key, path, problem, f"use algo={name}")
 
 
 def warn_of_differences(cfg: DictConfig, recorded: dict[str, Any], path: str) -> None:

@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from config.cli import compose_config
 from config.keys import groups
+from errors import UserError
 from tasks.names import name_and_path
 from tasks.ppl_eval import evaluating_trainer, measure_ppl
 from tasks.processes import launch
 from tasks.setup import build_evaluated, result_path
-from utils import atomic_open, get_logger, user_error, write_json
+from utils import atomic_open, get_logger, write_json
 
 log = get_logger("zero_shot")
 
@@ -45,7 +46,7 @@ def zero_shot(cfg: DictConfig) -> dict[str, Any]:
         own.data = section
         try:
             result["runs"].append(measure_ppl(own, module, trainer))
-        except ValueError as error:  # no network, no such file, too little text: the others go on
+        except UserError as error:  # no network, no such file, too little text: the others go on
             result["failed"][section.name] = " ".join(str(error).split())
             log.error("%s: %s", section.name, result["failed"][section.name])
         if trainer.is_global_zero:
@@ -59,7 +60,7 @@ def zero_shot(cfg: DictConfig) -> dict[str, Any]:
     if result["failed"]:
         names = ",".join(result["failed"])
         problem = f"not evaluated ({len(result['failed'])} of {len(sections)}; the lines above say why)"
-        raise user_error(KEY, names, problem, "mend that, or leave them out")
+        raise UserError(KEY, names, problem, "fix that, or leave them out")
     return result
 
 
@@ -85,9 +86,7 @@ def _section(cfg: DictConfig, text: str) -> DictConfig:
         name, path = (text, None) if known else (Path(text).stem, text)
     if path is not None and not Path(path).expanduser().exists():
         problem = "neither a choice of the group data nor a local path"
-        raise user_error(
-            KEY, text, problem, f"use a path, name:path, or one of {', '.join(groups()['data'])}"
-        )
+        raise UserError(KEY, text, problem, f"use a path, name:path, or one of {', '.join(groups()['data'])}")
     section = cfg.data.copy()
     if name in groups()["data"] and (path is not None or name != cfg.data.name):
         section = compose_config([f"data={name}"], warn=False).data

@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_named() -> None:
     def load(change: Any, **settings: Any) -> str:
         content = weights(**settings)
         change(content)
-        return complaint(load_weights, Module(), content, key=KEY, path="x", mend="use another")
+        return complaint(load_weights, Module(), content, key=KEY, path="x", hint="use another")
 
     norm = "backbone.blocks.1.norm1.weight"
     assert f"{norm} is missing; use another" in load(lambda w: w.pop(norm))

@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(typed: str, message: str) -> None:
 def test_settings_that_cannot_hold(typed: str, key: str) -> None:
     message = complaint(*typed.split())
     assert message.startswith(key)
-    assert re.fullmatch(r"[^:]+: .+; .+", message), "key=value: problem; mend"
+    assert re.fullmatch(r"[^:]+: .+; .+", message), "key=value: problem; hint"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import DictConfig
 
 from config.arguments import read_command_line
+from errors import UserError
 from main import ROOT, main
 
 
@@ -40,13 +41,12 @@ def test_main_runs_a_mode_and_tells_its_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     import tasks
-    from utils import user_error
 
     seen: list[DictConfig] = []
 
     def fails(cfg: DictConfig) -> None:
         seen.append(cfg)
-        raise user_error("data.train", "x", "is not there", "give another")
+        raise UserError("data.train", "x", "is not there", "give another")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(tasks.MODES, "train", fails)

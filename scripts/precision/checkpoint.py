@@ -17,13 +17,13 @@ from api import load
 from diffusion.gumbel import gumbel_max
 from diffusion.parameterization import Prediction
 from diffusion.randomness import Stream, row_keys
+from errors import UserError
 from metrics import TextScores, mean_interval, sample_entropy
 from samplers.draws import KeyedDraws
 from samplers.joint import AncestralJoint
 from samplers.truncated import Float32Draws, TruncatedDraws
 from tasks.scoring import GenerativePerplexity
 from trainer_base import TrainerBase
-from utils import user_error
 
 Row = dict[str, Any]
 
@@ -103,7 +103,7 @@ def study_checkpoint(
     model = load(checkpoint, eval__gen_ppl_eval_model_name_or_path=judge)
     module, cfg = model.module, model.module.config
     if module.family != "absorbing" or cfg.algo.time_conditioning:
-        raise user_error("checkpoint", checkpoint, "not a masked model without time", "give an MDLM or IMDM")
+        raise UserError("checkpoint", checkpoint, "not a masked model without time", "give an MDLM or IMDM")
     measure, rows = GenerativePerplexity(cfg), []
     for num_steps in steps:
         reference: tuple[Tensor, TextScores, Tensor] | None = None

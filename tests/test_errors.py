@@ -1,0 +1,63 @@
+"""UserError alone is shown as one line; a fault of the program shows its traceback, from every layer."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from errors import ABSENT, RankZeroError, UserError
+from main import REPORT_US, _run_and_report
+from tasks import MODES
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UserError("lr", 0.0, "out of range", "give > 0"), "lr=0.0: out of range; give > 0"),
+        (UserError("name", "x y", "has a blank"), "name=x y: has a blank"),
+        (UserError("lr", ABSENT, "unknown key", "use optim.lr"), "lr: unknown key; use optim.lr"),
+        (UserError("", ABSENT, "two words", "use one"), "two words; use one"),
+        (UserError("data.x", None, "cannot be null"), "data.x=None: cannot be null"),
+    ],
+)  # fmt: skip
+def test_the_shape_of_the_line(error: UserError, text: str) -> None:
+    assert str(error) == text
+    copy = pickle.loads(pickle.dumps(error))  # data loader workers and launchers send it
+    assert str(copy) == text and (copy.key, copy.hint) == (error.key, error.hint)
+
+
+def test_the_first_process_reports_for_all() -> None:
+    assert isinstance(RankZeroError("", ABSENT, "x"), UserError)
+
+
+# A function of each layer that mode=plan calls.
+LAYERS = {
+    "config": "config.validation.check_devices",
+    "tasks": "MODES",
+    "trainer_base": "trainer_base.TrainerBase.__init__",
+    "models": "models.dit.DiT.__init__",
+    "data": "data.tokenizers.get_tokenizer",
+    "diffusion": "diffusion.noise.LogLinear.__init__",
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_plain_value_error_of_ours_shows_its_traceback(
+    layer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        int("a fault of ours")
+
+    monkeypatch.chdir(tmp_path)
+    if layer == "tasks":
+        monkeypatch.setitem(MODES, "plan", broken)
+    else:
+        monkeypatch.setattr(LAYERS[layer], broken)
+    words = ["mode=plan", "algo=mdlm", "model=tiny", "data=synthetic", "trainer.accelerator=cpu"]
+    monkeypatch.setattr("sys.argv", ["main.py", *words])
+    assert _run_and_report() == 1
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "a fault of ours" in told
+    assert told.splitlines()[-1] == REPORT_US
