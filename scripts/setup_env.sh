@@ -1,6 +1,8 @@
 # Sourced by the other scripts: makes .venv from requirements.txt once, reuses it afterwards.
 # Sets PYTHON to its interpreter and changes to the root of the repository.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# .venv is installed uncompiled: were nothing cached, every start would compile torch and the others again.
+unset PYTHONDONTWRITEBYTECODE
 
 _find_python() {
     local candidate

@@ -120,8 +120,7 @@ def test_randomness_enters_as_an_argument(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_fit_a_reader(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 320, "split the file"
+def test_functions_fit_a_reader(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.lineno} {node.name} is too long"
