@@ -18,15 +18,21 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from data.decoding import decode
 from data.tokenizers import boundary_ids
 from errors import UserError
+from models.written import unknown_id
 from tasks.prompts import encode, starts_of_prompts
+from tasks.scoring import written_texts
 from tasks.setup import build_evaluated, evaluation_device
 from tasks.stored import stored_configuration
 from tasks.weights import read_source
 from trainer_base import TrainerBase
+from utils import get_logger
 
+log = get_logger("api")
 _ROWS_AT_ONCE = 16
 
 
@@ -49,6 +55,13 @@ def load(path: str, *, device: str | None = None, use_ema: bool = True, **settin
     cfg.eval.update(checkpoint_path=str(path), disable_ema=not (use_ema and "ema" in checkpoint))
     del checkpoint  # read again below, where it is checked
     return Model(build_evaluated(cfg).to(device or evaluation_device(cfg)))
+
+
+class Written(str):
+    """A text of ``Model.sample`` that knows the ids (L,) which were decoded to it, and by which tokenizer."""
+
+    tokens: Tensor
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Model:
@@ -85,19 +98,26 @@ class Model:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         with module.ema_weights():
             if prompts is None:
-                kept = list(module.sample(n, steps, batch_size=batch_size).tokens)
+                kept = list(module.generator.sample(n, steps, batch_size=batch_size).tokens)
             else:
                 starts = starts_of_prompts(module, list(prompts), key="prompt")
                 numbers = starts.numbers(0, n * len(prompts), n)
-                samples = module.sample(len(numbers), steps, batch_size=batch_size, **starts.of(numbers))
+                samples = module.generator.sample(
+                    len(numbers), steps, batch_size=batch_size, **starts.of(numbers)
+                )
                 kept = starts.kept(samples.tokens, numbers)
         kept = [ids.cpu() for ids in kept]
-        texts = self.tokenizer.batch_decode(kept)
+        texts = [Written(text) for text in decode(self.tokenizer, kept, self._config.eval.decoding)]
+        for text, ids in zip(texts, kept, strict=True):
+            text.tokens, text.tokenizer = ids, self.tokenizer
         return (texts, kept) if return_tokens else texts
 
     def nll(self, texts: Sequence[str], *, draws: int = 64, seed: int = 1) -> list[float]:
         """The negative log-likelihood of each text in nats: exact for autoregressive models, for others the
-        mean of ``draws`` draws of the NELBO, an upper bound. Its row holds it alone, between bos and eos.
+        mean of ``draws`` draws of the NELBO, an upper bound. Its row holds it alone, between bos and eos; the
+        names of special tokens in it are text. A text that ``sample`` gave is the row that it wrote; any
+        other that begins with the name of bos is a row as it is, cut at ``model.length``, in which those
+        names are the tokens.
         """
         return [nll for nll, _ in self._scores(texts, draws, seed)]
 
@@ -108,17 +128,18 @@ class Model:
 
     def _with(self, changes: dict[str, Any]) -> TrainerBase:
         """The module with another configuration, which the next call replaces."""
-        self.module.config = copy.deepcopy(self._config)
+        config = copy.deepcopy(self._config)
         for name, value in changes.items():
-            OmegaConf.update(self.module.config, name, value)
-        self.module.choose_sampler()
+            if value is not None:
+                OmegaConf.update(config, name, value)
+        self.module.reconfigure(config)
         return self.module
 
     @torch.no_grad()
     def _scores(self, texts: Sequence[str], draws: int, seed: int) -> list[tuple[float, float]]:
         """Nats and counted tokens of each text."""
         module, scores = self._with({"seed": seed}), []
-        copies = 1 if module.exact_likelihood else draws
+        copies = 1 if module.objective.settings.exact_likelihood else draws
         with module.ema_weights():
             for text in texts:
                 ids = torch.tensor(self._row(text), device=module.device)
@@ -137,14 +158,45 @@ class Model:
         return scores
 
     def _row(self, text: str) -> list[int]:
-        ids = encode(self.tokenizer, text, "text", text)
         length = self._config.model.length
-        if self.tokenizer.bos_token_id is not None:
-            bos, eos = boundary_ids(self.tokenizer, self._config.data.eos)
-            if len(ids) != length or ids[0] != bos:  # else it is a whole row, as samples are
+        if isinstance(text, Written) and text.tokenizer is self.tokenizer and self._finished(text.tokens):
+            ids = text.tokens.tolist()
+        elif self._is_row(text):
+            ids = self._row_as_it_is(text)
+        else:
+            ids = encode(self.tokenizer, text, "text", text)
+            bos_id = self.tokenizer.bos_token_id
+            if bos_id is not None and (len(ids) != length or ids[0] != bos_id):
+                bos, eos = boundary_ids(self.tokenizer, self._config.data.eos)
                 ids = [bos, *ids, eos]
         if not 1 <= len(ids) <= length:
             raise UserError(
                 "text", text, f"has {len(ids)} tokens", f"give 1 to {length}, bos and eos counted"
             )
         return ids
+
+    def _finished(self, ids: Tensor) -> bool:
+        return self.module.objective.settings.family == "uniform" or not bool(
+            (ids == self.module.mask_id).any()
+        )
+
+    def _is_row(self, text: str) -> bool:
+        """Whether a text begins with the name of bos, and that is a name: not a word like all others."""
+        name = self.tokenizer.bos_token
+        return (
+            name is not None
+            and text.startswith(name)
+            and self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            != [self.tokenizer.bos_token_id]
+        )
+
+    def _row_as_it_is(self, text: str) -> list[int]:
+        ids = written_texts(self.module, "the model").encode([text])[0]
+        unknown, length = unknown_id(self.tokenizer), self._config.model.length
+        if unknown is not None and ids.count(unknown) > text.count(self.tokenizer.unk_token):
+            known = "write it like the text of the training"
+            raise UserError("text", text, "the tokenizer does not know all of it", known)
+        if len(ids) > length:
+            # The tokens of a text need not be those that wrote it, and may be a few more.
+            log.warning("a text of %d tokens is cut at model.length=%d", len(ids), length)
+        return ids[:length]

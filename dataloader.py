@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import DataLoader
 
-from config.algo_checks import UNIFORM
+from config.algorithms import settings_of
 from data import tokenizers
 from data.batching import GlobalBatchSampler, ShardedSequentialSampler
 from data.dataset import TokenDataset
 from data.generated import Role
-from data.places import SourceChoice, Wanted
+from data.places import SourceChoice, Wanted, shared_text
 from data.prepare import Recipe, prepare
-from data.reflow import REFLOW, ReflowDataset, read_manifest
+from data.reflow import KEY, MANIFEST, REFLOW, ReflowDataset, read_manifest
 from data.streaming import StreamBatches, StreamRecipe, TokenStream
 from errors import UserError
 from utils import get_logger
@@ -36,7 +39,8 @@ log = get_logger("data")
 def data_settings(cfg: DictConfig) -> DictConfig:
     """``cfg.data``; of reflow pairs, what is left at ``auto`` is what their manifest says, if there is one.
 
-    With ``data.valid=auto`` the validation set and how it becomes rows are those of the pairs' own data.
+    With ``data.valid=auto`` the validation set and how it becomes rows are those of the pairs' own data;
+    without a manifest the texts of the pairs are the validation set, as in the official implementation.
     """
     data = cfg.data
     left_open = [key for key in ("tokenizer_name_or_path", "valid", "cache_dir") if data[key] == AUTO]
@@ -46,16 +50,27 @@ def data_settings(cfg: DictConfig) -> DictConfig:
     manifest = read_manifest(folder)
     if manifest is None:
         ReflowDataset(folder)  # raises when there are no pairs at all
-        return OmegaConf.merge(data, {"cache_dir": f"./cache/{data.name}"})
-    made_of, found = manifest["data"], {}
+        instead = {"cache_dir": f"./cache/{data.name}", "valid": REFLOW}
+        return OmegaConf.merge(data, {key: instead[key] for key in left_open if key in instead})
+    try:
+        return _from_maker(data, manifest["data"], left_open)
+    except (TypeError, KeyError, AttributeError, OmegaConfBaseException) as error:
+        problem = f"the section data of its {MANIFEST} is odd ({' '.join(str(error).split())[:100]})"
+        hint = "give data.valid, data.tokenizer_name_or_path and data.cache_dir"
+        raise UserError(KEY, str(folder), problem, hint) from error
+
+
+def _from_maker(data: DictConfig, made_of: Mapping[str, Any], left_open: list[str]) -> DictConfig:
+    """``data`` with the settings ``left_open`` as in those, ``made_of``, of who made the pairs."""
+    found: dict[str, Any] = {}
     if "valid" in left_open:
-        left_open += ["name", "valid_revision", "wrap", "insert_valid_eos", "eos"]
+        left_open = [*left_open, "name", "valid_revision", "wrap", "insert_valid_eos", "eos"]
         typed = {key: value for key, value in data.valid_source.items() if value is not None}
         found["valid_source"] = SourceChoice.of(made_of, "validation").typed() | typed
         found["source"] = made_of.get("source", {})
         found["source_root"] = data.source_root or made_of.get("source_root")
     if "tokenizer_name_or_path" in left_open:
-        left_open.append("vocab_size")
+        left_open = [*left_open, "vocab_size"]
     return OmegaConf.merge(data, {key: made_of[key] for key in left_open} | found)
 
 
@@ -74,8 +89,8 @@ def get_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
 
 def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What reflow pairs depend on and share with their reader: tokenizer, length, process, mask noise."""
-    is_uniform = cfg.algo.name in UNIFORM
-    mask_id, vocab_size = (None, len(tokenizer)) if is_uniform else tokenizers.mask_id_of(tokenizer)
+    is_uniform = settings_of(cfg).family == "uniform"
+    mask_id, vocab_size = (None, None) if is_uniform else tokenizers.mask_id_of(tokenizer)
     algo, mask_noise = cfg.algo, None
     if "noise_type" in algo and not algo.as_mdlm:
         mask_noise = {
@@ -88,7 +103,7 @@ def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[s
         "tokenizer": {
             "name": tokenizer.name_or_path or data_settings(cfg).tokenizer_name_or_path,
             "vocabulary": tokenizers.vocabulary_digest(tokenizer),
-            "vocab_size": vocab_size,
+            "vocab_size": tokenizers.number_of_ids(tokenizer) if is_uniform else vocab_size,
             "mask_id": mask_id,
         },
         "length": cfg.model.length,
@@ -106,20 +121,31 @@ def _reflow_pairs(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Reflow
     return pairs
 
 
-def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role) -> TokenDataset:
+def _texts_of_pairs(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ReflowDataset:
+    pairs = ReflowDataset(Path(cfg.reflow.save_path).expanduser())
+    pairs.check_text(pair_settings(cfg, tokenizer))
+    log.warning("validation is on the texts of the pairs in %s: no measure for other text", pairs.folder)
+    return pairs
+
+
+def get_dataset(
+    cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role, *, official_workers: int | None = None
+) -> TokenDataset:
     """The prepared rows for training or validation; made and cached on first use.
 
     Processes that share ``data.cache_dir`` may call this at the same time: one prepares, the others wait.
+
+    Args:
+        official_workers: see ``data.prepare.Recipe``.
     """
     data = data_settings(cfg)
     train = role == "train"
     if train and data.train == REFLOW:
         return _reflow_pairs(cfg, tokenizer)
+    if not train and data.valid == REFLOW:
+        return _texts_of_pairs(cfg, tokenizer)
     source = data.train if train else _known(cfg, data, "valid")
     choice = SourceChoice.of(data, role)
-    file = Path(choice.path or source).expanduser()
-    if not train and data.valid == data.train and file.is_file() and file == _train_path(data):
-        log.warning("data.valid=%s is the training text as well: no measure for other text", file)
     recipe = Recipe(
         source=source,
         role=role,
@@ -133,12 +159,22 @@ def get_dataset(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, role: Role)
         choice=choice,
         root=_root(data),
         streamed=data.streaming,
+        official_workers=official_workers,
     )
+    if not train:
+        _warn_of_training_text(data, recipe.wanted())
     return prepare(recipe, tokenizer)
 
 
-def _train_path(data: DictConfig) -> Path:
-    return Path(SourceChoice.of(data, "train").path or data.train).expanduser()
+def _warn_of_training_text(data: DictConfig, valid: Wanted) -> None:
+    if data.train == REFLOW:
+        return
+    choice = SourceChoice.of(data, "train")
+    train = Wanted(data.train, "train", data.name, valid.cache_dir, valid.root, choice, data.streaming)
+    with contextlib.suppress(UserError):  # where nothing is trained, its text need not be there
+        if how := shared_text(train, valid):
+            where = valid.choice.path or valid.name
+            log.warning("data.valid=%s %s: no measure for other text", where, how)
 
 
 def _root(data: DictConfig) -> Path | None:

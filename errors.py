@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class _Absent:
     """The value of an error about a key itself, or about a file, rather than about a value."""
@@ -41,3 +43,33 @@ class UserError(ValueError):
 
 class RankZeroError(UserError):
     """A mistake that the first of several processes met and reports; the others just end."""
+
+
+_FULL = "make room, then give the same command again"
+_CLOSED = "choose another place, or change its permissions"
+_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: "choose another place",
+    errno.EISDIR: "a folder is where a file is to be: give another path",
+    errno.ENOTDIR: "a part of this path is a file: give another path",
+    errno.EEXIST: "a file is where a folder is to be: give another path",
+    errno.ENOENT: "nothing is there: correct the path",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def of_system(error: OSError) -> UserError | None:
+    """What the operating system refused, as a line for the user; None where that says nothing to them.
+
+    It is about a file with a name, or about a full disk; other errors are for programmers.
+    """
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if error.filename is None and not is_full:
+        return None
+    name = "" if error.filename is None else str(error.filename)
+    problem = error.strerror or " ".join(map(str, error.args))
+    return UserError(name, ABSENT, problem, _HINTS.get(error.errno, ""))

@@ -5,33 +5,41 @@ Shapes: B rows, L positions.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion.noise import Schedule
-from diffusion.process import Absorbing
+from algorithms.objective import BoundDenoiser
 from diffusion.randomness import Stream, fold_in, row_keys
-from diffusion.uniform import Uniform
-from optimizers import WatchedModule
 from samplers.base import OnStep, Sampler, SamplerSettings, Samples
 from samplers.registry import get_sampler
 from samplers.semi_ar import Strides
-from samplers.truncated import DRAWS
+from samplers.study.truncated import DRAWS
 
 
-class GeneratingModule(WatchedModule):
-    """A ``Denoiser`` that samples. What stands below is set by the class that knows the network."""
+class Generator:
+    """Writes text with an objective and its backbone.
 
-    default_predictor: ClassVar[str] = "ancestral_cache"
-    family: ClassVar[str] = "absorbing"  # which samplers make sense (Sampler.families)
+    Args:
+        denoiser: objective and backbone.
+        config: the composed configuration; ``sampling.*`` is read when it is needed.
 
-    config: DictConfig
-    process: Absorbing | Uniform
-    schedule: Schedule
-    mask_id: int
+    Raises:
+        UserError: ``sampling.*`` makes no sense for such a model.
+    """
+
+    def __init__(self, denoiser: BoundDenoiser, config: DictConfig) -> None:
+        self.denoiser = denoiser
+        self.objective, self.backbone = denoiser.objective, denoiser.backbone
+        self.config = config
+        self.choose_sampler()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.backbone.parameters()).device
 
     def choose_sampler(self) -> None:
         """Take over ``sampling.predictor``, ``order`` and ``semi_ar``.
@@ -40,15 +48,24 @@ class GeneratingModule(WatchedModule):
             ValueError: they make no sense for such a model.
         """
         sampling = self.config.sampling
-        predictor = sampling.predictor or self.default_predictor
-        self.sampler_class = get_sampler(predictor, self.family, sampling.order)
+        settings = self.objective.settings
+        predictor = sampling.predictor or settings.default_predictor
+        self.sampler_class = get_sampler(predictor, settings.family, sampling.order)
+        self.own_settings()  # a wrong one is found here, not after hours of training
         self.strides = Strides(sampling.stride_length, sampling.num_strides if sampling.semi_ar else 0)
-        self.strides.check(self.family)
+        self.strides.check(settings.family)
 
     def step_counts(self) -> list[int]:
         """The numbers of steps to sample at; a sampler without a time grid makes the same samples at each."""
         sampling = self.config.sampling
-        return list(sampling.steps) if self.sampler_class.on_grid else [self.config.model.length]
+        return list(sampling.steps) if self.sampler_class.traits.on_grid else [self.config.model.length]
+
+    def own_settings(self) -> Any:
+        """``Settings`` of the sampler's file, as ``sampling.<file>`` has them; None where it has none."""
+        kind = self.sampler_class.own_settings
+        if kind is None:
+            return None
+        return kind(**self.config.sampling[kind.__module__.rsplit(".", 1)[-1]])
 
     def sampler_settings(self, num_steps: int) -> SamplerSettings:
         """``sampling.*`` as the samplers read it."""
@@ -59,11 +76,13 @@ class GeneratingModule(WatchedModule):
             temperature=sampling.temperature,
             p_nucleus=sampling.p_nucleus if sampling.use_p_nucleus else 1.0,
             reset=not (sampling.fix_eps or sampling.mdlm_posterior),
+            own=self.own_settings(),
         )
 
     def make_sampler(self, num_steps: int) -> Sampler:
         """The sampler of ``sampling.predictor`` over this model."""
-        return self.sampler_class(self, self.schedule, self.mask_id, self.sampler_settings(num_steps))
+        objective, settings = self.objective, self.sampler_settings(num_steps)
+        return self.sampler_class(self.denoiser, objective.schedule, objective.mask_id, settings)
 
     @torch.no_grad()
     def sample(
@@ -93,8 +112,8 @@ class GeneratingModule(WatchedModule):
 
         def window(xt: Tensor, start_keys: Tensor, keys: Tensor) -> Samples:
             start_keys = fold_in(start_keys, int(Stream.SAMPLE_START))
-            cond = self.draw_cond(start_keys, self.config.model.length)
-            xt, fixed = self.start(xt, start_keys)
+            cond = self.objective.draw_cond(start_keys, self.config.model.length)
+            xt, fixed = self.objective.start(xt, start_keys)
             return self.reverse(xt, 1.0, cond, keys, num_steps, fixed=fixed, on_step=on_step)
 
         parts = []
@@ -107,26 +126,15 @@ class GeneratingModule(WatchedModule):
             xt = self.prior(len(rows))
             if given is not None:
                 here = given[rows.to(given.device)].to(xt.device)
-                xt = torch.where(here == self.mask_id, xt, here)
-            parts.append(self.strides.sample(window, xt, *keys, self.mask_id))
+                xt = torch.where(here == self.objective.mask_id, xt, here)
+            parts.append(self.strides.sample(window, xt, *keys, self.objective.mask_id))
         return Samples.concatenate(parts)
 
     def prior(self, num_rows: int) -> Tensor:
         """What is given when nothing is: ids (num_rows, model.length), masks where something is to stand."""
         shape = (num_rows, self.config.model.length)
-        return torch.full(shape, self.mask_id, dtype=torch.int64, device=self.device)
-
-    def start(self, xt: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The state at t = 1 of rows ``xt`` (B, L) that have masks where tokens are to be written.
-
-        Args:
-            keys: (B,) int64, of the start noise.
-
-        Returns:
-            Its ids (B, L), and the positions (B, L) bool that a sampler has to leave as they are, None for a
-            process that leaves them anyway.
-        """
-        return xt, None
+        masks = torch.full(shape, self.objective.mask_id, dtype=torch.int64, device=self.device)
+        return self.objective.prior(masks)
 
     @torch.no_grad()
     def reverse(
@@ -150,11 +158,11 @@ class GeneratingModule(WatchedModule):
             num_steps: of samplers that walk on a time grid.
             fixed, on_step: see ``Sampler.sample``.
         """
-        was_training = self.training
-        self.eval()
+        was_training = self.backbone.training
+        self.backbone.eval()
         try:
             sampler = self.make_sampler(num_steps)
             draws = DRAWS[self.config.sampling.draws](keys)
             return sampler.sample(xt, t, cond, draws, fixed=fixed, on_step=on_step)
         finally:
-            self.train(was_training)
+            self.backbone.train(was_training)

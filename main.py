@@ -20,8 +20,8 @@ from config.cli import compose_clean, dropped_warning, finish, register_schema
 from config.help import help_text
 from config.keys import CONFIG_DIR
 from config.schema import ONE_DEVICE_MODES
-from errors import ABSENT, RankZeroError, UserError
-from utils import get_logger, setup_logging
+from errors import RankZeroError, UserError, of_system
+from utils import get_logger, printable, setup_logging
 
 ROOT = Path(__file__).resolve().parent
 USER_MISTAKE = 2
@@ -69,7 +69,7 @@ def _run(line: CommandLine, rank: int) -> int:
     def job(cfg: DictConfig) -> None:
         nonlocal crash
         try:
-            codes.append(_job(cfg, rank))
+            codes.append(_job(cfg, rank, line.overrides.choose_algorithm))
         except Exception as error:  # kept from Hydra, which would shorten its traceback
             crash = error
             if line.multirun:
@@ -86,9 +86,9 @@ def _run(line: CommandLine, rank: int) -> int:
     return max(codes)
 
 
-def _job(cfg: DictConfig, rank: int) -> int:
+def _job(cfg: DictConfig, rank: int, algo_is_chosen: bool) -> int:
     try:
-        for warning in finish(cfg):
+        for warning in finish(cfg, algo_is_chosen=algo_is_chosen):
             if rank == 0:
                 get_logger("config").warning(warning)
         if rank > 0 and cfg.mode in ONE_DEVICE_MODES:
@@ -99,10 +99,9 @@ def _job(cfg: DictConfig, rank: int) -> int:
     except UserError as error:
         return _tell(error, rank)
     except OSError as error:  # a full disk, an unwritable folder: the file says more than a traceback
-        if error.filename is None:
+        if (shown := of_system(error)) is None:
             raise
-        hint = "make room, or choose another place"
-        return _tell(UserError(str(error.filename), ABSENT, str(error.strerror), hint), rank)
+        return _tell(shown, rank)
     except SystemExit:
         _let_first_end(rank)
         raise
@@ -116,7 +115,7 @@ def _tell(error: UserError, rank: int) -> int:
     if _let_first_end(rank) or isinstance(error, RankZeroError):
         return USER_MISTAKE
     where = f" (process {rank})" if rank else ""
-    print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error{where}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return USER_MISTAKE
 
 

@@ -29,13 +29,16 @@ def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> to
     )
 
 
+TUNED_NORMS = {"norm": ("norm1", "norm2"), "norm2": ("norm2",)}
+
+
 def train_only(module: nn.Module, ln_tune: str) -> None:
     """Freeze all parameters but those that ``optim.ln_tune`` names; ``none`` freezes nothing.
 
-    Parameters are chosen by their names in checkpoints. ``norm`` takes every name with "norm" in it: norm1
-    and norm2 of the blocks, norm_final, and q_norm and k_norm where there are (weights and biases). ``norm2``
-    takes the norm in front of each block's MLP. The adaLN modulation, though it scales norms, is a linear map
-    and stays frozen. What was frozen before stays so.
+    Parameters are chosen by their names in checkpoints, as in the official implementation. ``norm`` takes the
+    weights of norm1 and norm2, in front of each block's attention and MLP, ``norm2`` the latter alone.
+    norm_final, q_norm and k_norm stay frozen, and so does the adaLN modulation, which scales norms but is a
+    linear map. What was frozen before stays so.
 
     Raises:
         ValueError: when nothing would be trained.
@@ -43,7 +46,8 @@ def train_only(module: nn.Module, ln_tune: str) -> None:
     if ln_tune == "none":
         return
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and ln_tune in name)
+        chosen = any(f"{norm}.weight" in name for norm in TUNED_NORMS[ln_tune])
+        parameter.requires_grad_(parameter.requires_grad and chosen)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError("optim.ln_tune", ln_tune, "the network has no such norm to train", "use none")
 

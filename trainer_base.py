@@ -1,4 +1,4 @@
-"""What every algorithm shares: backbone, EMA, optimizer, hooks, sampling. No mathematics lives here.
+"""What trains an objective: backbone, EMA, optimizer, Lightning's hooks. No mathematics lives here.
 
 Shapes: B sequences of a micro-batch, L positions, V vocabulary with the mask.
 """
@@ -6,8 +6,9 @@ Shapes: B sequences of a micro-batch, L positions, V vocabulary with the mask.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,42 +17,42 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
-from data.tokenizers import mask_id_of
-from diffusion.noise import get_schedule
+from algorithms.objective import BoundDenoiser, Objective, RoundObjective
 from diffusion.objectives import LossOutput
-from diffusion.parameterization import Prediction
-from diffusion.process import Absorbing
 from diffusion.randomness import Stream, row_keys
-from diffusion.uniform import Uniform
-from generation import GeneratingModule
+from generation import Generator
 from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
 from models.sharding import collected, gathered, shard
-from optimizers import adamw, train_only
+from optimizers import WatchedModule, adamw, train_only
 from schedulers import lr_multiplier
+from training.rounds import RoundDistillation
 
 
-class TrainerBase(GeneratingModule):
-    """An algorithm for Lightning: subclasses say what the loss, the denoiser and the mask noise are.
+class TrainerBase(WatchedModule):
+    """A backbone that learns an objective, for Lightning.
 
     Args:
+        objective: the algorithm (algorithms/).
         config: the composed configuration (config/schema.py).
-        tokenizer: gives the vocabulary size and the mask id.
+        tokenizer: of the texts.
+
+    Attributes:
+        backbone: the network; the only part with parameters.
+        denoiser: objective and backbone as samplers see them.
+        generator: writes text with them (generation.py).
+        rounds: the teacher of a distillation in rounds, else None.
+        ema: the averaged weights, or None.
     """
 
-    needs_pairs: ClassVar[bool] = False  # trains on stored pairs (data/reflow.py), not on text
-    exact_likelihood: ClassVar[bool] = False  # the loss is no bound, and eval.nelbo has no say
-
-    def __init__(self, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, objective: Objective, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
+        self.objective = objective
         self.config = config
         self.tokenizer = tokenizer
-        self.mask_id, self.vocab_size = self.vocabulary()
-        self.process = self.forward_process()
-        self.schedule = get_schedule(config.noise.name, config.noise.eps)
-        self.choose_sampler()
+        self.mask_id, self.vocab_size = objective.mask_id, objective.vocab_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.backbone = DiT(self.backbone_config())
@@ -59,56 +60,34 @@ class TrainerBase(GeneratingModule):
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
         self.backbone.compile_blocks(config.model.compile)
         self.backbone.checkpointing = config.training.activation_checkpointing
-        self.ema = self._make_ema()
+        self.denoiser = BoundDenoiser(objective, self.backbone)
+        self.generator = Generator(self.denoiser, config)
+        decay = config.training.ema
+        self.ema = ExponentialMovingAverage(self.named_parameters(), decay) if decay > 0 else None
         self.train_nelbo, self.valid_nelbo = Nelbo(), Nelbo()
-
-    # What an algorithm says of itself -------------------------------------------------------------
-
-    def vocabulary(self) -> tuple[int, int]:
-        """The id that stands where nothing is written yet, and V."""
-        return mask_id_of(self.tokenizer)
-
-    def forward_process(self) -> Absorbing | Uniform:
-        """How text becomes noise."""
-        return Absorbing(self.mask_id)
-
-    def mask_noise_config(self) -> MaskNoiseConfig | None:
-        """The random state of masks; None for a single deterministic mask."""
-        return None
-
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
-        """What the network sees beside (xt, sigma), drawn from row keys (B,); None when there is nothing."""
-        return None
-
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
-        """``cond`` with fresh draws at the positions ``where`` (B, L)."""
-        return cond
-
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
-        """Run the network's body on xt (B, L) at sigma (B,); the prediction computes the rest on demand."""
-        raise NotImplementedError
+        is_in_rounds = isinstance(objective, RoundObjective)
+        self.rounds = RoundDistillation(self, objective) if is_in_rounds else None
 
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
-        """The loss of a micro-batch whose rows are ``batch["row"]`` of ``num_rows`` (B, L tokens)."""
-        raise NotImplementedError
+        """The loss of a micro-batch (``Objective.loss``); in rounds, and in training, that of the teacher."""
+        if training and self.rounds is not None:
+            return self.rounds.distill(batch, step=step, num_rows=num_rows, training=True).output
+        return self.objective.loss(self.backbone, batch, step=step, num_rows=num_rows, training=training)
 
-    def finished(self, step: int) -> str | None:
-        """Why training is over after ``step`` optimizer steps, before ``trainer.max_steps``; else None."""
-        return None
-
-    @property
-    def loss_dtype(self) -> torch.dtype:
-        """Losses are in float32 or better, whatever the network computes in."""
-        return torch.float64 if self.config.training.loss_precision == "float64" else torch.float32
+    def reconfigure(self, config: DictConfig) -> None:
+        """Sample and evaluate by another configuration of the same model: its seed and ``sampling.*``."""
+        self.config = self.generator.config = config
+        self.objective.context = dataclasses.replace(self.objective.context, seed=config.seed)
+        self.generator.choose_sampler()
 
     # Construction ---------------------------------------------------------------------------------
 
     def backbone_config(self) -> BackboneConfig:
         """The network's hyper-parameters as the configuration and the tokenizer give them."""
-        model = self.config.model
+        model, noise = self.config.model, self.objective.settings.mask_noise()
         return BackboneConfig(
             vocab_size=self.vocab_size,
-            mask_id=None if self.family == "uniform" else self.mask_id,
+            mask_id=None if self.objective.settings.family == "uniform" else self.mask_id,
             hidden_size=model.hidden_size,
             cond_dim=model.cond_dim,
             n_blocks=model.n_blocks,
@@ -117,14 +96,10 @@ class TrainerBase(GeneratingModule):
             dropout=model.dropout,
             softcap=model.softcap,
             qk_norm=model.qk_norm,
-            causal=False,
+            causal=self.objective.settings.causal,
             attention=model.attention,
-            mask_noise=self.mask_noise_config(),
+            mask_noise=None if noise is None else MaskNoiseConfig(**noise, noise_dim=model.noise_dim),
         )
-
-    def _make_ema(self) -> ExponentialMovingAverage | None:
-        decay = self.config.training.ema
-        return ExponentialMovingAverage(self.named_parameters(), decay) if decay > 0 else None
 
     @property
     def uses_ema(self) -> bool:
@@ -171,6 +146,19 @@ class TrainerBase(GeneratingModule):
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_training()
 
+    def on_fit_start(self) -> None:
+        self.objective.prepare()
+        if self.rounds is not None:
+            self.rounds.begin()
+
+    def on_train_start(self) -> None:
+        if self.rounds is not None:  # a checkpoint at the end of a round is written before the round ends
+            self.rounds.end_if_due()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self.rounds is not None:
+            self.rounds.end_if_due()
+
     def _log_training(self) -> None:
         self.check_finite()
         # The NELBO of all batches since the last line of the log, not of this one alone.
@@ -179,25 +167,8 @@ class TrainerBase(GeneratingModule):
         self.log("trainer/loss", self.step_loss, sync_dist=True)
         self.log("train/grad_norm", self.grad_norm)
         self.log_dict({f"train/{name}": result[name] for name in ("nll", "bpd", "ppl")})
-
-    def num_tokens(self, batch: dict[str, Tensor], loss_mask: Tensor) -> Tensor:
-        """What a micro-batch's summed loss is divided by: accumulation and devices then change nothing.
-
-        With ``batch["num_tokens"]`` (0-d: tokens of the step's global batch / number of its micro-batches)
-        the mean over micro-batches, which Lightning and DDP take, is that over the tokens of the global
-        batch. Without it all rows are full, or nobody knows the other micro-batches: the own tokens count.
-
-        Args:
-            loss_mask: (B, L or less) bool, the tokens in the loss: those of ``attention_mask`` but for the
-                same number in every row (ignore_bos; the first token of an autoregressive model).
-
-        Returns:
-            0-d, at least 1.
-        """
-        count = loss_mask.sum()
-        if "num_tokens" in batch:
-            count = batch["num_tokens"] - (batch["attention_mask"].sum() - count)
-        return count.clamp(min=1)
+        if self.rounds is not None:
+            self.log_dict(self.rounds.logged())
 
     def _seed_dropout(self, batch_idx: int) -> None:
         # Dropout is the one draw that PyTorch takes from its global generator: tying that to the step, the
@@ -213,6 +184,8 @@ class TrainerBase(GeneratingModule):
 
     def on_validation_epoch_start(self) -> None:
         self.valid_nelbo.reset()
+        if self.rounds is not None:
+            self.rounds.valid_divergence.reset()
         # Shards are gathered once for all batches and samples, of which devices need not have equally many.
         self._validation = contextlib.ExitStack()
         if isinstance(self.backbone, FSDPModule):
@@ -221,7 +194,10 @@ class TrainerBase(GeneratingModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         with self.ema_weights():
-            output = self.loss(batch, step=0, num_rows=self.num_valid_rows(), training=False)
+            if self.rounds is not None and self.rounds.teacher is not None:
+                output = self.rounds.validate(batch, self.num_valid_rows())
+            else:
+                output = self.loss(batch, step=0, num_rows=self.num_valid_rows(), training=False)
         self.valid_nelbo.update(output.token_nll, output.loss_mask)
 
     def num_valid_rows(self) -> int:
@@ -231,12 +207,20 @@ class TrainerBase(GeneratingModule):
     def on_validation_epoch_end(self) -> None:
         result = self.valid_nelbo.compute()
         self.log_dict({f"val/{name}": result[name] for name in ("nll", "bpd", "ppl")}, sync_dist=True)
+        if self.rounds is not None:
+            self.rounds.log_validation()
         self._validation.close()  # callbacks have sampled before
 
     # Checkpoints ----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        self.save_to(checkpoint)
+        if self.rounds is not None:
+            self.rounds.save(checkpoint)
+
+    def save_to(self, checkpoint: dict[str, Any]) -> None:
+        """Put what evaluation and later trainings need into a checkpoint; no teacher."""
         # Plain containers and tensors only: a checkpoint must be readable without running code from it.
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
         names, sums = zip(*self.train_nelbo.metric_state.items(), strict=True)
@@ -245,8 +229,12 @@ class TrainerBase(GeneratingModule):
             checkpoint["ema"] = collected(self.ema.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.rounds is not None:
+            self.rounds.check(checkpoint)
         if self.ema is not None and "ema" in checkpoint:
             self.ema.load_state_dict(checkpoint["ema"])
         if self.global_rank == 0:  # the sums of all devices, to be counted once
             for name, value in checkpoint.get("train_nelbo", {}).items():
                 getattr(self.train_nelbo, name).copy_(value)
+        if self.rounds is not None:
+            self.rounds.load(checkpoint)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from algorithms.objective import Context, Objective, num_tokens
+from diffusion.backbone import Backbone
 from diffusion.objectives import LossOutput, count_weight, masked_nelbo
 from diffusion.parameterization import Prediction
+from diffusion.process import Absorbing
 from diffusion.randomness import Stream, row_keys, uniform
 from diffusion.time_sampling import mask_counts, spread_rows, training_times
-from models.dit import DiT
-from trainer_base import TrainerBase
+from diffusion.uniform import Uniform
+from settings import AlgorithmSettings, key
 
 TRAIN_STREAMS = (Stream.TRAIN_TIME, Stream.TRAIN_MASK, Stream.TRAIN_NOISE)
 VALID_STREAMS = (Stream.VALID_TIME, Stream.VALID_MASK, Stream.VALID_NOISE)
+
+
+@dataclass
+class MdlmSettings(AlgorithmSettings):
+    """Masked diffusion with a single deterministic mask (Sahoo et al., 2024, arXiv 2406.07524)."""
+
+    name: str = key("mdlm", "the algorithm")
 
 
 class Noised(NamedTuple):
@@ -31,43 +42,52 @@ class Noised(NamedTuple):
     loss_mask: Tensor
 
 
-class MDLM(TrainerBase):
+class MDLM(Objective):
     """Masked diffusion with the SUBS parameterization (Sahoo et al., 2024, arXiv 2406.07524)."""
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
-        return self.denoise_by(self.backbone, xt, sigma, cond)
+    Settings: ClassVar[type[AlgorithmSettings]] = MdlmSettings
+    num_times: int = 0  # into how many times that of training is quantised; 0: it is continuous
 
-    def denoise_by(self, backbone: DiT, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
-        """What another network of the same shape, such as a teacher, says: see ``denoise``."""
-        features = backbone.body(xt, sigma if self.config.algo.time_conditioning else None, cond)
+    def __init__(self, settings: Any, context: Context) -> None:
+        super().__init__(settings, context)
+        self.process: Absorbing | Uniform = Absorbing(self.mask_id)
+
+    def denoise(
+        self, backbone: Backbone, xt: Tensor, sigma: Tensor, cond: Tensor | None = None
+    ) -> Prediction:
+        features = backbone.body(xt, sigma if self.settings.time_conditioning else None, cond)
         return self.read(features, backbone.head, xt, sigma)
 
-    def read(self, features: Tensor, head: nn.Linear, xt: Tensor, sigma: Tensor) -> Prediction:
+    def read(self, features: Tensor, head: Any, xt: Tensor, sigma: Tensor) -> Prediction:
         """What the features (B, L, D) in front of a head mean at ids xt (B, L) and sigma (B,)."""
-        return Prediction(features, head.weight, head.bias, xt, self.mask_id, dtype=self.loss_dtype)
+        return Prediction(features, head.weight, head.bias, xt, self.mask_id, dtype=self.context.dtype)
 
-    def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
+    def loss(
+        self, backbone: Backbone, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool
+    ) -> LossOutput:
         x0, xt, _, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
-        low_var = training and self.config.training.loss_type == "low_var"
+        low_variance = training and self.context.low_variance
         return masked_nelbo(
-            self.denoise(xt, sigma, cond),
+            self.denoise(backbone, xt, sigma, cond),
             x0,
             xt,
             self.mask_id,
             weight,
             loss_mask,
-            self.num_tokens(batch, loss_mask),
-            loss_weight=torch.ones_like(weight) if low_var else None,
+            num_tokens(batch, loss_mask),
+            loss_weight=torch.ones_like(weight) if low_variance else None,
         )
+
+    # The noise of a batch -------------------------------------------------------------------------
 
     def noised(self, batch: dict[str, Tensor], step: int, num_rows: int, training: bool) -> Noised:
         """The batch at the times of this step, with the mask noise that the network is to see."""
         x0, rows = batch["input_ids"], batch["row"]
         loss_mask = batch["attention_mask"].clone()
-        if self.config.training.ignore_bos:
+        if self.context.ignore_bos:
             loss_mask[:, 0] = False
         streams = TRAIN_STREAMS if training else VALID_STREAMS
-        time_keys, mask_keys, noise_keys = (row_keys(self.config.seed, s, step, rows) for s in streams)
+        time_keys, mask_keys, noise_keys = (row_keys(self.context.seed, s, step, rows) for s in streams)
         t = self.times(time_keys, rows, num_rows, training)
         xt, t, weight = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
         cond = self.draw_cond(noise_keys, x0.shape[1])
@@ -75,33 +95,28 @@ class MDLM(TrainerBase):
 
     def by_count(self, training: bool) -> bool:
         """Whether noise is drawn as a number of masks (Zheng et al., arXiv 2409.02908) instead of a time."""
-        return (self.config.training.mask_sampling if training else self.config.eval.nelbo) == "count"
+        return self.context.train_by_count if training else self.context.valid_by_count
 
     def times(self, keys: Tensor, rows: Tensor, num_rows: int, training: bool) -> Tensor:
         """Diffusion times (B,), stratified over the global batch, or over the whole validation set."""
-        settings = self.config.training
-        # Neighbouring rows of a validation set are alike: their strata are spread, lest time follow text.
+        # Neighbouring rows of a validation set are alike: their strata are spread, so that time does not
+        # follow text.
         strata = rows if training else spread_rows(rows, num_rows)
-        sampling_eps = 0.0 if self.by_count(training) else settings.sampling_eps
         return training_times(
             keys,
             strata,
             num_rows,
-            sampling_eps=sampling_eps,
-            antithetic=settings.antithetic_sampling,
-            num_quanta=self.num_times(),
+            sampling_eps=0.0 if self.by_count(training) else self.context.sampling_eps,
+            antithetic=self.context.antithetic,
+            num_quanta=self.num_times,
         )
-
-    def num_times(self) -> int:
-        """Into how many times that of training is quantised; 0: it is continuous."""
-        return 0
 
     def corrupt(
         self, x0: Tensor, t: Tensor, uniforms: Tensor, loss_mask: Tensor, training: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Noised ids xt (B, L), the times t (B,) that they have, and each row's weight in the NELBO (B,)."""
         keep = None
-        if self.config.training.ignore_bos:
+        if self.context.ignore_bos:
             keep = torch.zeros_like(loss_mask)
             keep[:, 0] = True
         if self.by_count(training):

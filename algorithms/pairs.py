@@ -1,43 +1,32 @@
-"""What all algorithms on stored pairs (xt, t) -> x0 share, whatever the process."""
+"""What all objectives on stored pairs (xt, t) -> x0 share, whatever the process."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 from torch import Tensor
 
 from algorithms.mdlm import MDLM, Noised
-from errors import UserError
+from errors import ABSENT, UserError
+
+EARLIEST = 2.0**-53
 
 
-class OnPairs(MDLM):
-    """Takes noised ids, times and texts from pairs that another model made, in place of noising text.
+def stored_pairs(objective: MDLM, batch: dict[str, Tensor], cond: Tensor | None) -> Noised:
+    """Noised ids, times and texts from pairs that another model made, in place of noising text.
 
-    A mixin, named in front of the algorithm whose process, network and objective it is:
-    ``class IMReDi(OnPairs, IMDM)``. Nothing is drawn in training but dropout. Validation noises text as that
-    algorithm does.
+    Args:
+        batch: ``xt`` (B, L) and ``t`` (B,) beside what every batch has.
+        cond: the mask noise of the pairs, a seed for every position (B, L); None for models without.
+
+    Raises:
+        UserError: the batch is text, without pairs.
     """
-
-    needs_pairs: ClassVar[bool] = True
-
-    def noised(self, batch: dict[str, Tensor], step: int, num_rows: int, training: bool) -> Noised:
-        """In training the pairs as they are stored: ``xt`` (B, L), ``t`` and ``seed`` (B,).
-
-        Raises:
-            ValueError: the batch is text, without pairs.
-        """
-        if not training:
-            return super().noised(batch, step, num_rows, training)
-        if "xt" not in batch:
-            problem = f"algo={self.config.algo.name} trains on stored pairs, and this data has none"
-            raise UserError("data", self.config.data.name, problem, "use data=reflow-dataset-general")
-        loss_mask = batch["attention_mask"].clone()
-        if self.config.training.ignore_bos:
-            loss_mask[:, 0] = False
-        x0, xt, t = batch["input_ids"], batch["xt"], batch["t"]
-        cond = self.pair_cond(batch, step)
-        return Noised(x0, xt, t, self.schedule.weight(t), self.schedule.sigma(t), cond, loss_mask)
-
-    def pair_cond(self, batch: dict[str, Tensor], step: int) -> Tensor | None:
-        """The mask noise of the pairs, a seed for every position (B, L); None for models without."""
-        return None
+    if "xt" not in batch:
+        problem = f"algo={objective.settings.name} trains on stored pairs, and this data has none"
+        raise UserError("data", ABSENT, problem, "use data=reflow-dataset-general")
+    loss_mask = batch["attention_mask"].clone()
+    if objective.context.ignore_bos:
+        loss_mask[:, 0] = False
+    # A stored 0 (times drawn from [0, 1)) means that nothing is noised; no weight may be infinite.
+    x0, xt, t = batch["input_ids"], batch["xt"], batch["t"].clamp(min=EARLIEST)
+    schedule = objective.schedule
+    return Noised(x0, xt, t, schedule.weight(t), schedule.sigma(t), cond, loss_mask)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from algorithms.mdlm import MDLM
 from diffusion.score_entropy import Score
+from settings import AlgorithmSettings, ForwardProfile, key
+
+
+@dataclass
+class SeddSettings(AlgorithmSettings):
+    """Masked diffusion by score entropy (Lou et al., 2024, arXiv 2310.16834)."""
+
+    name: str = key("sedd", "the algorithm")
+    time_conditioning: bool = key(True, "let the network see the noise level")
+
+    default_predictor: ClassVar[str] = "analytic"
+
+    def profile(self) -> ForwardProfile:
+        return ForwardProfile(chunks=3)
 
 
 class SEDDAbsorb(MDLM):
@@ -18,7 +33,7 @@ class SEDDAbsorb(MDLM):
     samplers of masked models read the normalised score as x_theta.
     """
 
-    default_predictor: ClassVar[str] = "analytic"
+    Settings: ClassVar[type[AlgorithmSettings]] = SeddSettings
 
-    def read(self, features: Tensor, head: nn.Linear, xt: Tensor, sigma: Tensor) -> Score:
-        return Score(features, head.weight, head.bias, xt, self.mask_id, sigma, dtype=self.loss_dtype)
+    def read(self, features: Tensor, head: Any, xt: Tensor, sigma: Tensor) -> Score:
+        return Score(features, head.weight, head.bias, xt, self.mask_id, sigma, dtype=self.context.dtype)

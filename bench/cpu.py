@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from algo import ALGORITHMS, AR
+from algo import ALGORITHMS
 from config.cli import compose_config
 from dataloader import get_tokenizer
 from diffusion.parameterization import Prediction
@@ -59,7 +59,7 @@ def training_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int)
 def full_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> None:
     """The same loss by way of log-probabilities (B, L, V), which is what a head at all positions costs."""
     module.train()
-    original = module.denoise
+    original = module.objective.denoise
 
     class Full:
         def __init__(self, prediction: Prediction) -> None:
@@ -70,9 +70,9 @@ def full_step(module: TrainerBase, data: dict[str, torch.Tensor], step: int) -> 
             nll = -log_x_theta[rows].gather(1, targets[:, None]).squeeze(1)
             return (weights * nll).sum(), nll.detach()
 
-    module.denoise = lambda *args: Full(original(*args))
+    module.objective.denoise = lambda *args: Full(original(*args))
     training_step(module, data, step)
-    del module.denoise
+    del module.objective.denoise
 
 
 def distillation(vocab: int, precision: str) -> None:
@@ -102,13 +102,15 @@ def duo(vocab: int, precision: str) -> None:
 class UncachedDecoder:
     """An autoregressive model's decoder without a cache: a call is a pass over all ids read so far."""
 
-    def __init__(self, module: AR) -> None:
+    def __init__(self, module: TrainerBase) -> None:
         self.module = module
-        self.seen = module.with_start(torch.empty(BATCH, 0, dtype=torch.int64))
+        self.seen = module.objective.with_start(torch.empty(BATCH, 0, dtype=torch.int64))
 
     def read(self, ids: torch.Tensor) -> Prediction:
         self.seen = torch.cat((self.seen, ids), 1)
-        return self.module.prediction(self.module.backbone.body(self.seen, None)[:, -1:])
+        return self.module.objective.prediction(
+            self.module.backbone, self.module.backbone.body(self.seen, None)[:, -1:]
+        )
 
 
 def median(work: dict[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
@@ -157,18 +159,21 @@ def main() -> None:
             module = build(algo, args.vocab, args.precision, f"sampling.predictor={predictor}")
             for steps in args.steps:
                 began = time.perf_counter()
-                samples = module.sample(BATCH, steps, batch_size=BATCH)
+                samples = module.generator.sample(BATCH, steps, batch_size=BATCH)
                 print(f"{algo} {predictor} {steps} steps: {time.perf_counter() - began:.2f} s, "
                       f"{samples.nfe.double().mean():.1f} calls per sequence")  # fmt: skip
         module = build(algo, args.vocab, args.precision, "sampling.predictor=first_hitting")
         began = time.perf_counter()
-        module.sample(BATCH, 1, batch_size=BATCH)
+        module.generator.sample(BATCH, 1, batch_size=BATCH)
         print(f"{algo} first_hitting: {time.perf_counter() - began:.2f} s, {LENGTH} calls per sequence")
     module = build("ar", args.vocab, args.precision)
-    for name, decoder in (("cached", module.decoder), ("uncached", lambda _: UncachedDecoder(module))):
-        module.decoder = decoder
+    for name, decoder in (
+        ("cached", module.denoiser.decoder),
+        ("uncached", lambda _: UncachedDecoder(module)),
+    ):
+        module.denoiser.decoder = decoder
         began = time.perf_counter()
-        module.sample(BATCH, 1, batch_size=BATCH)
+        module.generator.sample(BATCH, 1, batch_size=BATCH)
         print(f"ar {name}: {time.perf_counter() - began:.2f} s, {LENGTH} calls per sequence")
 
 

@@ -59,11 +59,11 @@ class Timed(NamedTuple):
 
 def timed(module: TrainerBase, predictor: str, num_steps: int, batch: int, repeats: int) -> Timed:
     """Sample a batch ``repeats`` times, each with random numbers of its own."""
-    module.sampler_class = get_sampler(predictor)
+    module.generator.sampler_class = get_sampler(predictor)
     seconds, calls, passes = [], [], []
     for k in range(repeats):
         began = time.perf_counter()
-        samples = module.sample(batch, num_steps, first_row=k * batch, batch_size=batch)
+        samples = module.generator.sample(batch, num_steps, first_row=k * batch, batch_size=batch)
         seconds.append(time.perf_counter() - began)
         calls.append(float(samples.nfe.double().mean()))
         passes.append(samples.forward_passes)
@@ -74,7 +74,7 @@ def measured_table(
     module: TrainerBase, steps: Sequence[int], plain: int, batch: int, repeats: int
 ) -> list[str]:
     """Markdown lines: seconds and network calls at each number of steps, and first hitting."""
-    length, schedule = module.config.model.length, module.schedule
+    length, schedule = module.config.model.length, module.objective.schedule
     timed(module, "first_hitting", 1, batch, 1)  # warm-up
     hitting = timed(module, "first_hitting", 1, batch, repeats)
     rows, a_step = [], 0.0

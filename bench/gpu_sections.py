@@ -187,7 +187,7 @@ def _one_sampling(setting: Setting, algo: str, predictor: str, model: str, steps
     words = (f"sampling.predictor={predictor}", "training.ema=0")
     module = setting.training(algo, model, 8, setting.vocabularies[-1], *words).module
     rows, last = 2 if setting.tiny else 16, []
-    work = timed(setting, lambda: last.append(module.sample(rows, steps, batch_size=rows)), 1)
+    work = timed(setting, lambda: last.append(module.generator.sample(rows, steps, batch_size=rows)), 1)
     calls = float(last[-1].nfe.double().mean())
     return {"calls": calls, **work, "tokens a second": last[-1].tokens.numel() / work["seconds"]}
 

@@ -67,6 +67,11 @@ def link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)  # a rename does nothing when both names were the same file already
 
 
+def _remove(trainer: L.Trainer, file: Path) -> None:
+    if trainer.is_global_zero:
+        file.unlink(missing_ok=True)
+
+
 class Checkpoints(Callback):
     """Writes last.ckpt at regular steps, for a better best.ckpt and at the end; the others are links to it.
 
@@ -77,13 +82,17 @@ class Checkpoints(Callback):
     Args:
         folder: of the files.
         every: optimizer steps between the checkpoints <epoch>-<step>.ckpt; None: there are none.
-        newest_only: keep the newest of these alone.
+        newest: how many of these are kept; -1: all.
+        regular_folder: where they are; None: in ``folder``.
         monitor: the validation metric that decides on best.ckpt; None: there is none.
         mode: "min" or "max", what is better.
+        top_k: how many of the best validations are kept, those but one as best-<step>.ckpt; -1: all.
+        best: in the place of ``folder``/best.ckpt.
 
     Attributes:
         saved_step: the step of last.ckpt; None where this run has not written or read it.
         validating: a validation of the training is going on.
+        inputs: digests of what the training reads (tasks/inputs.py), which every file keeps.
     """
 
     def __init__(
@@ -91,16 +100,23 @@ class Checkpoints(Callback):
         folder: Path,
         *,
         every: int | None = None,
-        newest_only: bool = False,
+        newest: int = -1,
+        regular_folder: Path | None = None,
         monitor: str | None = None,
         mode: str = "min",
+        top_k: int = 1,
+        best: Path | None = None,
     ) -> None:
         self.folder, self.last = folder, folder / "last.ckpt"
-        self.every, self.newest_only, self.monitor, self.mode = every, newest_only, monitor, mode
+        self.every, self.newest, self.regular_folder = every, newest, regular_folder or folder
+        self.monitor, self.mode, self.top_k = monitor, mode, top_k
+        self.best = best or folder / "best.ckpt"
         self.saved_step: int | None = None
         self.validating = False
+        self.inputs: dict[str, str] = {}
         self._best_score: float | None = None
-        self._regular: str | None = None
+        self._ranked: list[tuple[float, str]] = []  # the best validations and their files, the best first
+        self._regular: list[str] = []
         self._step_before: int | None = None
 
     def save(self, trainer: L.Trainer) -> None:
@@ -131,14 +147,15 @@ class Checkpoints(Callback):
 
     def _file_regular(self, trainer: L.Trainer, step: int) -> None:
         """Give last.ckpt the name of its step, if that is a regular one."""
-        if not self.every or step % self.every or not step:
+        if not self.every or step % self.every or not step or not self.newest:
             return
         name = f"0-{step}.ckpt"  # <epoch>-<step>: the batches are one endless epoch
-        before, self._regular = self._regular, name
+        kept = [other for other in self._regular if other != name] if self.newest > 0 else []
+        self._regular = [*kept, name]
         if trainer.is_global_zero:
-            link(self.last, self.folder / name)
-            if self.newest_only and before not in (None, name):
-                (self.folder / before).unlink(missing_ok=True)
+            link(self.last, self.regular_folder / name)
+        while 0 < self.newest < len(self._regular):
+            _remove(trainer, self.regular_folder / self._regular.pop(0))
 
     # Between two steps: when Lightning begins the next one, the log line of the step before is written.
 
@@ -150,8 +167,7 @@ class Checkpoints(Callback):
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if not trainer.should_stop:  # where the algorithm ends itself, resuming would skip the validation
-            self._save_if_due(trainer)
+        self._save_if_due(trainer)
         self.validating = True
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -160,14 +176,47 @@ class Checkpoints(Callback):
         self.validating = False
         if self.monitor is None:
             return
-        score = float(trainer.callback_metrics[self.monitor])
-        before = self._best_score
-        if before is None or (score < before if self.mode == "min" else score > before):
-            # Saved with the score before: a kill in between repeats validation, comparison and link.
-            self.save(trainer)
+        score = self._score(trainer)
+        is_best = self._best_score is None or self._is_better(score, self._best_score)
+        if not is_best and not self._is_kept(score):
+            return
+        self.save(
+            trainer
+        )  # with the scores before: a kill in between repeats validation, comparison and link
+        if is_best:
             self._best_score = score
             if trainer.is_global_zero:
-                link(self.last, self.folder / "best.ckpt")
+                link(self.last, self.best)
+        if self.top_k != 1:
+            self._file_ranked(trainer, score)
+
+    def _score(self, trainer: L.Trainer) -> float:
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            problem, hint = "no validation logs it", f"use one of {logged}"
+            raise UserError("callbacks.checkpoint_monitor.monitor", self.monitor, problem, hint)
+        return float(trainer.callback_metrics[self.monitor])
+
+    def _is_better(self, score: float, other: float) -> bool:
+        return score < other if self.mode == "min" else score > other
+
+    def _is_kept(self, score: float) -> bool:
+        """Whether a validation that is not the best is among those that are kept."""
+        if self.top_k == 1:
+            return False
+        room = self.top_k == -1 or len(self._ranked) < self.top_k
+        return room or self._is_better(score, self._ranked[-1][0])
+
+    def _file_ranked(self, trainer: L.Trainer, score: float) -> None:
+        """Give last.ckpt a name among those of the best validations."""
+        name = f"{self.best.stem}-{trainer.global_step}.ckpt"
+        kept = [(other, file) for other, file in self._ranked if file != name]
+        place = sum(not self._is_better(score, other) for other, _ in kept)
+        self._ranked = [*kept[:place], (score, name), *kept[place:]]
+        if trainer.is_global_zero:
+            link(self.last, self.best.with_name(name))
+        while 0 < self.top_k < len(self._ranked):
+            _remove(trainer, self.best.with_name(self._ranked.pop()[1]))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save_if_due(trainer)
@@ -183,10 +232,18 @@ class Checkpoints(Callback):
     # Resumption -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self._best_score, "regular": self._regular}
+        return {"best_score": self._best_score, "regular": self._regular, "ranked": self._ranked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best_score, self._regular = state_dict["best_score"], state_dict["regular"]
+        self._best_score, regular = state_dict["best_score"], state_dict["regular"]
+        # Earlier versions knew the newest one alone.
+        self._regular = regular if isinstance(regular, list) else [regular] if regular else []
+        self._ranked = [(score, name) for score, name in state_dict.get("ranked", [])]
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["inputs"] = dict(self.inputs)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
@@ -195,5 +252,8 @@ class Checkpoints(Callback):
             self.saved_step = checkpoint["global_step"]
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for folder in (self.regular_folder, self.best.parent):
+                folder.mkdir(parents=True, exist_ok=True)
         if self.saved_step is not None:
             self._file_regular(trainer, self.saved_step)  # a kill may have come between file and link

@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from utils import atomic_open
+from utils import atomic_open, get_logger
 
+log = get_logger("metrics")
 Row = dict[str, Any]
 FIRST = ("step", "epoch")
 
@@ -90,8 +91,17 @@ class MetricsFile(Logger):
         return {name: next(float(row[name]) for row in reversed(rows) if row.get(name)) for name in columns}
 
     def _open(self) -> None:
-        """Leave out the lines of steps that are to come (again), and a last line that a crash cut off."""
-        kept = [row for row in _read(self.path) if self._belongs(row)]
+        """Leave out the lines of steps that are to come (again), and a last line that a crash cut off.
+
+        What no training has written is put aside.
+        """
+        rows, damaged = _read_lines(self.path)
+        if damaged:
+            aside = self.path.with_name(f"{self.path.name}.bad")
+            with aside.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in damaged)
+            log.warning("%s: %d damaged lines, which are in %s now", self.path, len(damaged), aside)
+        kept = [row for row in rows if self._belongs(row)]
         self._rewrite(kept, {})
 
     def _belongs(self, row: Row) -> bool:
@@ -126,7 +136,38 @@ def _columns(rows: list[Row]) -> list[str]:
 
 def _read(path: Path) -> list[Row]:
     """The whole lines of the file; none where there is no file."""
+    return _read_lines(path)[0]
+
+
+def _read_lines(path: Path) -> tuple[list[Row], list[str]]:
+    """The whole lines as rows, and those that are damaged."""
     if not path.exists():
+        return [], []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    head, *lines = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
+    columns = _cells(head)
+    if not set(FIRST) <= set(columns) or len(set(columns)) < len(columns):
+        return [], [line for line in (head, *lines) if line]
+    rows, damaged = [], []
+    for line in lines:
+        cells = _cells(line)
+        if len(cells) == len(columns) and _are_numbers(row := dict(zip(columns, cells, strict=True))):
+            rows.append(row)
+        else:
+            damaged.append(line)
+    return rows, damaged
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
         return []
-    text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+def _are_numbers(row: Row) -> bool:
+    """Whether the step is a whole number and the others are numbers, where they are something."""
+    try:
+        return int(row["step"]) >= 0 and all(not value or float(value) is not None for value in row.values())
+    except ValueError:
+        return False

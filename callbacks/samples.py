@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.decoding import decode, rule_of
 from metrics import TextScores, perplexity, sample_entropy
 from trainer_base import TrainerBase
 from utils import get_logger, write_json
@@ -51,13 +52,13 @@ class SampleAtValidation(Callback):
             return
         batch = trainer.val_dataloaders.batch_sampler.batch_size
         number = batch * module.config.sampling.num_sample_batches
-        length = module.config.model.length
-        for num_steps in module.step_counts():
+        length, rule = module.config.model.length, module.config.eval.decoding
+        for num_steps in module.generator.step_counts():
             with module.ema_weights():
-                samples = module.sample(
+                samples = module.generator.sample(
                     number, num_steps, first_row=trainer.global_rank * number, batch_size=batch
                 )
-            texts = module.tokenizer.batch_decode(samples.tokens)
+            texts = decode(module.tokenizer, samples.tokens, rule)
             everything = _of_all_devices(trainer, texts)
             sums = [float(sample_entropy(samples.tokens.cpu()).sum()), float(number), 0.0, 0.0]
             if self.judge is not None:
@@ -68,7 +69,9 @@ class SampleAtValidation(Callback):
             module.log(f"val/sample_entropy_T{num_steps}", measured["entropy"], sync_dist=True)
             if measured["generative_ppl"] is not None:
                 module.log(f"val/gen_ppl_T{num_steps}", measured["generative_ppl"], sync_dist=True)
-            self._record(trainer, module, {"steps": num_steps, **measured, "length": length}, everything)
+            run = {"steps": num_steps, **measured, "length": length}
+            run["decoding"] = rule_of(module.tokenizer, rule)
+            self._record(trainer, module, run, everything)
 
     @rank_zero_only
     def _warn(self, problem: str) -> None:

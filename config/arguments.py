@@ -36,7 +36,9 @@ class CommandLine:
             yield self.overrides
             return
         for words in itertools.product(*(_points(override) for override in self.overrides.parsed)):
-            yield clean_overrides(words)
+            job = clean_overrides(words)
+            job.claims = self.overrides.claims
+            yield job
 
 
 def read_command_line(words: Sequence[str]) -> CommandLine:

@@ -21,9 +21,12 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from config.choice import mark_default
 from config.groups import GROUP_SCHEMAS
 from config.keys import CONFIG_DIR, all_keys, groups, owner_choices, sections
+from config.official import refuse_other_claims
 from config.overrides import Overrides, clean_overrides, unknown_key
+from config.paths import expand_home
 from config.schema import Config
 from config.validation import check, fill_derived
 from errors import ABSENT, UserError
@@ -47,7 +50,7 @@ def compose_config(overrides: Sequence[str] = (), *, warn: bool = True) -> DictC
     """
     cleaned = clean_overrides(overrides)
     cfg = compose_clean(cleaned)
-    warnings = finish(cfg)
+    warnings = finish(cfg, algo_is_chosen=cleaned.choose_algorithm)
     if warn:
         for line in [*dropped_warning(cleaned), *warnings]:
             log.warning(line)
@@ -55,31 +58,47 @@ def compose_config(overrides: Sequence[str] = (), *, warn: bool = True) -> DictC
 
 
 def dropped_warning(cleaned: Overrides) -> list[str]:
-    """The one warning about official keys that mean nothing here, or nothing."""
-    if not cleaned.dropped:
-        return []
-    return [f"no meaning here, ignored: {', '.join(sorted(set(cleaned.dropped)))}"]
+    """What is to be said about official words: one line on those that mean nothing here, then the others."""
+    dropped = ", ".join(sorted(set(cleaned.dropped)))
+    return [*([f"no meaning here, ignored: {dropped}"] if dropped else []), *cleaned.remarks]
 
 
 def compose_clean(cleaned: Overrides) -> DictConfig:
     """Compose cleaned overrides; Hydra's errors become one line that names the key."""
     register_schema()
     try:
-        return _compose(cleaned.words)
+        cfg = _compose(cleaned.words)
     except COMPOSE_ERRORS as error:
         raise _explain(cleaned, error) from error
+    refuse_other_claims(cleaned.claims, cfg.algo.name)
+    return cfg
 
 
-def finish(cfg: DictConfig) -> list[str]:
-    """Derive, resolve and validate ``cfg`` in place; returns warnings."""
+def finish(cfg: DictConfig, *, algo_is_chosen: bool = True) -> list[str]:
+    """Derive, resolve and validate ``cfg`` in place; returns warnings.
+
+    Args:
+        algo_is_chosen: somebody chose the algorithm; otherwise ``config.choice`` knows it for a default.
+    """
+    if not algo_is_chosen:
+        mark_default(cfg)
+    try:
+        fill_derived(cfg)
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise _explain_interpolation(cfg, error) from error
+    expand_home(cfg)
+    return check(cfg)
+
+
+def _explain_interpolation(cfg: DictConfig, error: OmegaConfBaseException) -> UserError:
+    """The error about the first key that refers to nothing."""
     for name in all_keys():
         try:
             OmegaConf.select(cfg, name)
-        except OmegaConfBaseException as error:
-            raise UserError(name, ABSENT, _one_line(error), "name a key that exists inside ${...}") from error
-    fill_derived(cfg)
-    OmegaConf.resolve(cfg)
-    return check(cfg)
+        except OmegaConfBaseException as broken:
+            return UserError(name, ABSENT, _one_line(broken), "name a key that exists inside ${...}")
+    return UserError("config", ABSENT, _one_line(error))
 
 
 @functools.cache
@@ -89,7 +108,7 @@ def register_schema() -> None:
     store.store(group="schema", name="config", node=Config)
     for group, schemas in GROUP_SCHEMAS.items():
         for name, schema in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+            store.store(group=group if group == "algo" else f"schema/{group}", name=name, node=schema)
 
 
 def _compose(words: list[str]) -> DictConfig:

@@ -13,11 +13,13 @@ _REFLOW = "reflow"
 def refuse_data(cfg: DictConfig) -> None:
     """Raise for settings of ``data`` that cannot both hold."""
     data = cfg.data
-    if data.train == _REFLOW:
-        for name, value in data.source.items():
-            if value is not None:
-                hint = "use data.valid_source for the validation text, or leave it out"
-                raise UserError(f"data.source.{name}", value, "training is on pairs, not on text", hint)
+    for role, section, other in (("train", "source", "valid_source"), ("valid", "valid_source", "source")):
+        typed = {name: value for name, value in data[section].items() if value is not None}
+        if data[role] == _REFLOW and typed:
+            name, value = next(iter(typed.items()))
+            what = "training" if role == "train" else "validation"
+            hint = f"use data.{other} for the other text, or leave it out"
+            raise UserError(f"data.{section}.{name}", value, f"{what} is on pairs, not on text", hint)
     if data.train_revision and data.source.revision and data.train_revision != data.source.revision:
         problem = f"data.source.revision={data.source.revision} says otherwise"
         raise UserError("data.train_revision", data.train_revision, problem, "give one of them")

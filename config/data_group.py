@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from config.fields import key
+from settings import key
 
 
 @dataclass
@@ -29,7 +29,9 @@ class Data:
 
     name: str = key(MISSING, "the data set; names the run folder")
     train: str = key(MISSING, "known data set, hub name, or a local file or folder", example="openwebtext")
-    valid: str = key(MISSING, "the same for validation", example="wikitext103")
+    valid: str = key(
+        MISSING, "the same for validation; reflow: the texts of the pairs", example="wikitext103"
+    )
     tokenizer_name_or_path: str = key(
         MISSING, "hub name, folder, or text8, synthetic, synthetic-align", example="gpt2"
     )
@@ -46,7 +48,7 @@ class Data:
     streaming: bool = key(False, "tokenise the training text while training, not before; needs wrap")
     shuffle_buffer: int = key(10_000, "streaming: documents that are shuffled together; 1: none", low=1)
     cache_dir: str = key("./cache/${.name}", "downloads and tokenised blocks")
-    vocab_size: int | None = key(None, "symbols of synthetic-align", low=2, example=50_000)
+    vocab_size: int | None = key(None, "symbols of synthetic-align", low=2, high=1_000_000, example=50_000)
     eos: str = key(
         "official",
         "eos of tokenizers without one: [CLS] as trained weights expect, or [SEP]",

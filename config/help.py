@@ -6,6 +6,7 @@ from typing import Any
 
 from config.groups import GROUP_SCHEMAS
 from config.keys import Key, all_keys, groups
+from config.samplers import declared_samplers
 
 HEADER = """python main.py key=value ...          train, evaluate, sample; e.g.
 
@@ -20,6 +21,7 @@ def help_text() -> str:
     """Usage, the groups with their choices, every key with its default and meaning."""
     lines = [HEADER, "", "Groups (group=choice):"]
     lines += [f"  {group:13} {', '.join(choices)}" for group, choices in groups().items()]
+    lines += ["", *_samplers()]
     lines += ["", "Keys (key=default: meaning):"]
     for name, declared in all_keys().items():
         different: dict[tuple[Any, str], Key] = {}
@@ -27,6 +29,19 @@ def help_text() -> str:
             different.setdefault((one.default, one.limits.help), one)
         lines += [_line(name, one, len(different) > 1) for one in different.values()]
     return "\n".join(lines)
+
+
+def _samplers() -> list[str]:
+    """Predictors and orders with what they claim; names that stand for several families of models once."""
+    lines = ["Samplers (sampling.predictor=name; exact, in the limit of many steps, or sharpening):"]
+    ways = {"exact": "exact", "limit": "in the limit", "sharpens": "sharpens"}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for one in declared_samplers():
+        for name in one.names if one.order == "random" else (f"order={one.order}",):
+            found.setdefault((name, one.claim, ways[one.exact]), []).extend(one.families)
+    for (name, claim, way), families in sorted(found.items()):
+        lines.append(f"  {name:26} {claim} ({way}; {', '.join(families)})")
+    return lines
 
 
 def _line(name: str, declared: Key, several: bool) -> str:

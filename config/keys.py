@@ -10,9 +10,10 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from config.fields import Limits
+from config.algorithms import algorithm_settings
 from config.groups import GROUP_SCHEMAS
 from config.schema import Config
+from settings import Limits
 
 CONFIG_DIR = Path(__file__).resolve().parent
 
@@ -36,6 +37,12 @@ class Key:
         if value is None:
             return "cannot be null", f"give {self.type_words()}"
         return f"not {self.type_words().split(' like ')[0]}", f"give {self.type_words()}"
+
+    def if_empty(self, value: object) -> tuple[str, str] | None:
+        """Problem and hint of an empty text, where that is not the default."""
+        if not isinstance(value, str) or value.strip() or self.default == "" or Any in self.types:
+            return None
+        return "is empty", "give text, or null" if self.optional else "give text"
 
     def type_words(self) -> str:
         words = {bool: "True or False", int: "an integer", float: "a number", str: "text", list: "a list"}
@@ -87,12 +94,14 @@ def sections() -> set[str]:
     return {name[:at] for name in all_keys() for at, letter in enumerate(name) if letter == "."}
 
 
+@functools.cache
 def groups() -> dict[str, list[str]]:
-    """The groups with their choices, as the yaml files in config/ have them."""
+    """The groups with their choices: the yaml files in config/, and the algorithms in algorithms/."""
     found: dict[str, list[str]] = {}
     for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
         found.setdefault(path.parent.name, []).append(path.stem)
-    return found
+    found["algo"] = sorted({*found.get("algo", []), *algorithm_settings()})
+    return dict(sorted(found.items()))
 
 
 def nearest(name: str) -> str | None:
@@ -121,6 +130,8 @@ def owner_choices(name: str) -> list[str]:
             for declared in _walk(cls, f"{group}.{schema}." if group == "callbacks" else f"{group}.")
         )
     }
+    if group == "algo":
+        return [choice for choice in algorithm_settings() if choice in having]
     choices = []
     for choice in groups().get(group, []):
         text = (CONFIG_DIR / group / f"{choice}.yaml").read_text(encoding="utf-8")

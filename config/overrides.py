@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
+from config import official
 from config.keys import Key, all_keys, groups, nearest, sections
 from errors import ABSENT, UserError
-
-# Keys of the official configurations that mean nothing here: accepted with one warning.
-DROPPED = (
-    "is_di4c*",
-    "*.is_di4c*",
-    "prior",
-    "prior.*",
-    "sampling.conditional",
-    "sampling.num_reflow_samples",
-    "cond_sampling.cond_type",
-    "training.not_sampling_t",
-    "training.importance_sampling",
-    "training.change_of_variables",
-    "algo.parameterization",
-    "algo.subs_masking",
-    "algo.causal_attention",
-    "algo.loss_precision",
-    "algo.importance_sampling",
-    "algo.change_of_variables",
-    "model.type",
-    "model.scale_by_sigma",
-    "model.embedding_mode",
-    "model.embedding_clip",
-    "model.vocab_lookup",
-    "model.tie_word_embeddings",
-    "*temp_curriculum_use_log",
-    "importance_sampling",
-    "change_of_variables",
-    "parameterization",
-    "subs_masking",
-    "causal_attention",
-)
-# A Hugging Face model (hf_dit) is known by its path, wherever a checkpoint is named.
-DROPPED_VALUES = {(key, value) for key in ("algo.backbone", "backbone") for value in ("dit", "hf_dit")}
-
-# Names of the newer Duo configurations.
-ALIASES = {
-    "algo.curriculum.start": "algo.curriculum_start",
-    "algo.curriculum.end": "algo.curriculum_end",
-    "algo.curriculum.gamma_min": "algo.gamma_min",
-    "algo.curriculum.gamma_max": "algo.gamma_max",
-    "algo.curriculum.gumbel_tau_log10_start": "algo.gumbel_tau_log10_start",
-    "algo.curriculum.gumbel_tau_log10_end": "algo.gumbel_tau_log10_end",
-    "algo.curriculum.top_k": "algo.curriculum_top_k",
-    "algo.curriculum.integral_cache_path": "algo.integral_cache_path",
-}
 
 # Keys that people will look for and that have another name here.
 ELSEWHERE = {
@@ -73,10 +28,12 @@ ELSEWHERE = {
     "trainer.overfit_batches": "use debug=overfit",
     "trainer.enable_checkpointing": "use the group callbacks, like callbacks=[learning_rate_monitor]",
     "sampling.num_steps": "use sampling.steps",
+    "data.save_dir": "use reflow.save_path",
     "lr": "use optim.lr",
     "batch_size": "use loader.global_batch_size",
 }
 
+LISTS = ("callbacks",)  # groups of which several choices can be taken
 # group=null in Hydra's words: it knows no null choice. None: nothing to say, null is the default.
 NULL_CHOICES = {"wandb": "wandb=none", "callbacks": "callbacks=[]", "experiment": None, "debug": None}
 
@@ -86,11 +43,24 @@ _EXPONENT = re.compile(r"\d+(\.\d+)?[eE]\+?\d+")
 
 @dataclass
 class Overrides:
-    """Clean words for Hydra, what they parse to, and the keys that were dropped."""
+    """Clean words for Hydra and what they parse to, with what became of official ones.
+
+    Attributes:
+        dropped: official keys that mean nothing here.
+        claims: official words about the algorithm (``config.official.claims``).
+        remarks: what is to be said about translated words, one line each.
+    """
 
     words: list[str] = field(default_factory=list)
     parsed: list[Override] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    claims: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def choose_algorithm(self) -> bool:
+        """Whether somebody chose ``algo``, by itself or with an experiment; otherwise it is the default."""
+        return any(override.key_or_group in ("algo", "experiment") for override in self.parsed)
 
 
 def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Overrides:
@@ -102,26 +72,30 @@ def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Override
     Raises:
         ValueError: for a word that is no ``key=value``, an unknown key, an unknown choice of a group.
     """
-    cleaned, parser = Overrides(), OverridesParser.create()
-    for word in filter(str.strip, _name_the_run(words)):
+    cleaned = Overrides()
+    cleaned.claims, cleaned.remarks = list(official.claims(words)), official.remarks(words)
+    words = _name_the_run(official.in_our_words(words))
+    algo = official.typed_algorithm(words)
+    for word in filter(str.strip, words):
         match = _WORD.fullmatch(word)
         if match is None or match["sign"] == "~":
             raise _no_assignment(word)
-        key, value = ALIASES.get(match["key"], match["key"]), match["value"].strip()
+        key, value = match["key"], match["value"].strip()
+        if official.is_dropped(key, value, algo):
+            cleaned.dropped.append(key)
+            continue
         if not key.startswith(("hydra.", "hydra/")):
-            if _is_dropped(key, value):
-                cleaned.dropped.append(key)
-                continue
             check_name(key)
             if value == "null" and key in NULL_CHOICES:
                 key, _, value = (NULL_CHOICES[key] or "").partition("=")
                 if not key:
                     continue
-            word = f"{key}={_clean_value(key, value, parser, multirun)}"
+            word = f"{key}={_clean_value(key, value, multirun)}"
         try:
-            override = parser.parse_override(word)
+            override = parsed(word)
         except HydraException as error:
             raise UserError(key, value, "cannot be read", f"quote it, like {key}=\"'...'\"") from error
+        _refuse_other_numbers(key, override)
         if override.is_sweep_override() and not multirun:
             raise UserError(key, value, "several values need --multirun", "give one value, or add --multirun")
         if key in groups():
@@ -155,12 +129,6 @@ def unknown_key(key: str) -> UserError:
     return UserError(key, ABSENT, "unknown key", hint)
 
 
-def _is_dropped(key: str, value: str) -> bool:
-    return (
-        any(fnmatchcase(key, pattern) for pattern in DROPPED) or (key, value.strip("'\"")) in DROPPED_VALUES
-    )
-
-
 def _no_assignment(word: str) -> UserError:
     name = word.lstrip("+~").split("=", 1)[0].strip()
     if word.startswith("~"):
@@ -176,7 +144,17 @@ def _no_assignment(word: str) -> UserError:
     return UserError(word, ABSENT, "not of the form key=value", hint)
 
 
-def _clean_value(key: str, value: str, parser: OverridesParser, multirun: bool) -> str:
+@functools.lru_cache(maxsize=4096)
+def parsed(word: str) -> Override:
+    """``word`` as Hydra reads it; not to be changed, the same one is returned again.
+
+    Raises:
+        HydraException: it cannot be read.
+    """
+    return OverridesParser.create().parse_override(word)
+
+
+def _clean_value(key: str, value: str, multirun: bool) -> str:
     """``value`` in Hydra's grammar, given the type of its key; wrong values are left for Hydra to refuse."""
     declared = all_keys().get(key, ())
     if not declared:
@@ -186,7 +164,7 @@ def _clean_value(key: str, value: str, parser: OverridesParser, multirun: bool) 
     if int in _types(declared) and float not in _types(declared) and _EXPONENT.fullmatch(value):
         return str(int(float(value))) if float(value).is_integer() else value
     try:
-        override = parser.parse_override(f"{key}={value}")
+        override = parsed(f"{key}={value}")
     except HydraException:
         return _quoted(value) if str in _types(declared) else value
     if override.is_sweep_override():
@@ -198,6 +176,16 @@ def _clean_value(key: str, value: str, parser: OverridesParser, multirun: bool) 
     if _types(declared) <= {str, type(None)} and not isinstance(override.value(), (str, type(None))):
         return _quoted(value)  # 007, 1e5 or [a] typed for a text is that text
     return value
+
+
+def _refuse_other_numbers(key: str, override: Override) -> None:
+    """Raise for a number other than 0 and 1 in the place of True or False: OmegaConf takes it for True."""
+    declared = all_keys().get(key, ())
+    if not declared or override.is_sweep_override() or not _types(declared) <= {bool, type(None)}:
+        return
+    value = override.value()
+    if isinstance(value, int) and value not in (0, 1):
+        raise UserError(key, str(value), *declared[0].type_error(value))
 
 
 def _types(declared: tuple[Key, ...]) -> frozenset[Any]:
@@ -216,8 +204,13 @@ def _check_choices(group: str, override: Override) -> None:
         return
     if override.is_sweep_override():
         chosen: list[Any] = [str(value) for value in override.sweep_iterator()]
+    elif isinstance(override.value(), list):
+        chosen = override.value()
+        if group not in LISTS:
+            shown, hint = override.get_value_string(), f"give one of {', '.join(groups()[group])}"
+            raise UserError(group, shown, "several choices where one is meant", hint)
     else:
-        chosen = override.value() if isinstance(override.value(), list) else [override.value()]
+        chosen = [override.value()]
     for choice in chosen:
         if str(choice) not in groups()[group]:
             raise UserError(group, str(choice), "unknown choice", f"one of {', '.join(groups()[group])}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from config.fields import key
-from config.groups import Algo, Callbacks, Data, LrScheduler, Model, Noise, Strategy, Wandb
+from config.groups import Callbacks, Data, LrScheduler, Model, Noise, Strategy, Wandb
+from config.samplers import REMOVALS, orders, with_own_settings
+from settings import AlgorithmSettings, key
 
 MODES = (
     "train",
@@ -39,19 +40,24 @@ class Loader:
     )
     eval_batch_size: int | None = key(None, "the same for evaluation", low=1, auto=True, example=64)
     num_workers: int | None = key(
-        None, "worker processes; null or -1: by the machine", low=-1, auto=True, example=4
+        None, "worker processes; null or -1: by the machine", low=-1, high=1024, auto=True, example=4
     )
     pin_memory: bool | None = key(None, "page-locked host memory; null: with a GPU", auto=True)
     drop_last: bool = key(True, "drop the last incomplete batch of a training epoch")
 
 
+@with_own_settings
 @dataclass
 class Sampling:
     """How sequences are generated."""
 
     predictor: str | None = key(None, "reverse process; null: the algorithm's own", example="ancestral_cache")
     steps: Any = key(1000, "network calls, a number or a list like 1,2,4,8,128")
-    noise_removal: str = key("ancestral", "the last step", choices=("ancestral", "greedy", "none"))
+    noise_removal: str = key(
+        "ancestral",
+        "the last step; tail, greedy_tail: one call more, behind all steps, as MDLM and Duo count them",
+        choices=REMOVALS,
+    )
     draws: str = key(
         "exact",
         "of tokens; float32: Gumbel-max that loses rare tokens, truncated32: its usual formula; for study",
@@ -71,7 +77,7 @@ class Sampling:
     prompt_file: str | None = key(
         None, "prompts, one a line, or .jsonl with prompt; samples take them in turn", example="prompts.txt"
     )
-    num_sample_batches: int = key(2, "batches per device", low=1)
+    num_sample_batches: int = key(2, "batches per device; 0: no samples at validations", low=0)
     num_sample_log: int = key(2, "samples shown in the log", low=0)
     record_trajectories: int = key(
         0, "samples whose steps are written beside the result, for scripts/report.py", low=0
@@ -79,7 +85,7 @@ class Sampling:
     order: str = key(
         "random",
         "of unmasking; spread: what a call unmasks lies far apart, for fewer errors at few steps",
-        choices=("random", "spread"),
+        choices=orders(),
     )
     semi_ar: bool = key(False, "write more than model.length tokens: a window that slides over the text")
     stride_length: int = key(1, "semi_ar: new tokens of a stride; the rest of the window is kept", low=1)
@@ -102,7 +108,12 @@ class CondSampling:
     seq_len: int = key(100, "tokens that are kept and measured, those given included", low=2)
     num_cont_per_prefix: int = key(5, "continuations of each prefix", low=1)
     min_seq_len: int = key(1024, "prefixes are of validation blocks with at least so many tokens", low=1)
-    fix_seed: int = key(-1, "IMDM: seed of one start noise for all continuations; -1: each its own", low=-1)
+    fix_seed: int = key(
+        -1, "IMDM: seed of one start noise for all continuations; -1: each its own", low=-1, high=2**63 - 1
+    )
+    official_workers: int | None = key(
+        None, "the official program's prefixes, as so many processes prepare them there; null: our own", low=1
+    )
 
 
 @dataclass
@@ -152,6 +163,12 @@ class Eval:
     gen_ppl_eval_model_name_or_path: str = key(
         "gpt2-large", "that model: hub name, folder, or an AR checkpoint of this program"
     )
+    decoding: str = key(
+        "default",
+        "texts of ids; clean: no blanks in front of punctuation and in contractions; raw: as the tokenizer "
+        "gives them; default: clean for WordPiece (bert), raw for others",
+        choices=("default", "raw", "clean"),
+    )
     gen_ppl_dtype: str = key(
         "auto", "its precision; auto: that of its files", choices=("auto", "float32", "bf16")
     )
@@ -173,7 +190,7 @@ class Optim:
     eps: float = key(1e-8, "added to the denominator", above=0)
     ln_tune: str = key(
         "none",
-        "train only the layer norms (norm), or those in front of the MLPs (norm2)",
+        "train only the norms in front of attention and MLPs (norm), or of the MLPs (norm2)",
         choices=("none", "norm", "norm2"),
     )
 
@@ -184,7 +201,7 @@ class Trainer:
 
     accelerator: str = key("auto", "hardware", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = key("auto", "number of devices, or a list of indices like [0,1]")
-    num_nodes: int = key(1, "machines", low=1)
+    num_nodes: int = key(1, "machines", low=1, high=2**16)
     precision: str = key(
         "auto",
         "of the blocks; auto: bf16 where the device has it",
@@ -194,8 +211,15 @@ class Trainer:
     max_time: str | None = key(None, "stop after DD:HH:MM:SS")
     gradient_clip_val: float | None = key(1.0, "largest gradient norm; null: no clipping", low=0)
     gradient_clip_algorithm: str | None = key(None, "what is clipped", choices=("norm", "value"))
-    val_check_interval: int = key(10_000, "training batches between validations", low=1)
-    check_val_every_n_epoch: int | None = key(None, "null: val_check_interval counts across epochs", low=1)
+    val_check_interval: int | float | None = key(
+        10_000,
+        "training batches between validations, across epochs; a fraction of an epoch, 1.0: all of it; null: "
+        "by check_val_every_n_epoch",
+        above=0,
+    )
+    check_val_every_n_epoch: int | None = key(
+        None, "epochs between validations, where val_check_interval is null or 1.0; null: 1", low=1
+    )
     limit_train_batches: int | float | None = key(
         1.0, "global batches (int) or fraction (float) of an epoch, over and over", low=0
     )
@@ -294,8 +318,8 @@ class Config:
 
     mode: str = key("train", "what to do", choices=MODES)
     name: str = key("${algo.name}", "names the run and its folder")
-    seed: int = key(1, "keys every random draw, together with step and row", low=0)
-    algo: Algo = field(default_factory=Algo)
+    seed: int = key(1, "keys every random draw, together with step and row", low=0, high=2**63 - 1)
+    algo: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     noise: Noise = field(default_factory=Noise)

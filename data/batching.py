@@ -45,6 +45,12 @@ def permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return words.view(np.int64)
 
 
+def official_permutation(num_rows: int, seed: int) -> np.ndarray:
+    """(num_rows,) int64: the order of ``numpy.random.permutation`` behind ``numpy.random.seed(seed)``, in
+    which the official programs take prefixes and human texts."""
+    return np.random.RandomState(seed).permutation(num_rows)
+
+
 class GlobalBatchSampler(Sampler[Pairs]):
     """An endless stream of the micro-batches of one rank, from any optimizer step on.
 
@@ -84,6 +90,11 @@ class GlobalBatchSampler(Sampler[Pairs]):
         self._seed, self._lengths, self._cycle = seed, lengths, cycle
         self._epoch_rows = num_rows - num_rows % global_batch_size if drop_last else num_rows
         self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps until all rows were drawn, or until the first batches come again."""
+        return self._cycle or self._epoch_rows / self._global
 
     def global_batch(self, step: int) -> np.ndarray:
         """(global_batch_size,) int64: the data set's indices in the batch of an optimizer step."""

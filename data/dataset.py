@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ TOKENS_FILE = "tokens.npy"
 LENGTHS_FILE = "lengths.npy"
 
 
+_CHUNK, _DIGEST_CHUNKS = 2**20, 64
 _CROP = 0x63726F70  # keeps these draws apart from the order of the rows
 
 
@@ -22,6 +24,19 @@ def window(seed: int, step: int, rows: np.ndarray, choices: int) -> np.ndarray:
     philox = np.random.Philox(key=key, counter=np.array([0, step, 0, 0], dtype=np.uint64))
     words = philox.random_raw(int(rows.max()) + 1)[rows] >> np.uint64(32)
     return (words * np.uint64(choices) >> np.uint64(32)).astype(np.int64)
+
+
+def array_digest(*arrays: np.ndarray) -> str:
+    """A digest of shapes and content; of a large array of ``_DIGEST_CHUNKS`` evenly spaced MiB."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype.str}".encode())
+        content = array.reshape(-1).view(np.uint8)
+        chunks = -(-len(content) // _CHUNK)
+        for number in range(min(chunks, _DIGEST_CHUNKS)):
+            start = _CHUNK * (number * chunks // min(chunks, _DIGEST_CHUNKS))
+            digest.update(content[start : start + _CHUNK])
+    return digest.hexdigest()
 
 
 class TokenDataset:
@@ -73,6 +88,10 @@ class TokenDataset:
     def nbytes(self) -> int:
         """Size of the token array in bytes."""
         return self._tokens.nbytes
+
+    def digest(self) -> str:
+        """Of the content, wherever it lies."""
+        return array_digest(self._tokens, *(() if self._lengths is None else (self._lengths,)))
 
     def fetch(
         self, indices: np.ndarray | Sequence[int], starts: np.ndarray | None = None

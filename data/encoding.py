@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.packing import Documents
-from data.tokenizers import mask_id_of
+from data.tokenizers import TOKENIZER_KEY, first_of_eos, has_own_eos, mask_id_of
 from errors import UserError
+from utils import well_formed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
 _CHARACTERS = 2**20
 
 
+class UnknownText(UserError):
+    """A text that the tokenizer cannot turn into ids, for want of a token for unknown words."""
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of all that decides about ids: vocabulary, merges, normalisation, special tokens."""
     backend = _plain_backend(tokenizer)
     content = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, mask_id_of(tokenizer)]
+    eos = tokenizer.eos_token_id
+    if eos is not None and has_own_eos(tokenizer) and first_of_eos(tokenizer) != eos:
+        special.append("own eos")  # earlier versions put another id in its place
     return hashlib.sha256(json.dumps([content, special]).encode()).hexdigest()
 
 
@@ -34,15 +42,28 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], li
     """A function from texts to ids, without special tokens, truncation or offsets.
 
     The name of a special token inside a text is text: a page that mentions [MASK] or [PAD] shall not put
-    a mask into clean data.
+    a mask into clean data. Half a surrogate pair, as JSON can hold it, becomes U+FFFD. What it returns
+    raises UnknownText.
     """
     backend = _plain_backend(tokenizer)
-    if backend is None:
-        return lambda texts: tokenizer(
-            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-    backend.encode_special_tokens = True
-    return lambda texts: [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    if backend is not None:
+        backend.encode_special_tokens = True
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        texts = [*map(well_formed, texts)]
+        if backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            return tokenizer(texts, **options)["input_ids"]
+        try:
+            return [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:
+            if type(error) is not Exception:  # the library's own errors are just that
+                raise
+            problem = f"it cannot turn all of the text into tokens ({error})"
+            hint = "use a tokenizer that has its token for unknown words, or text that it knows"
+            raise UnknownText(TOKENIZER_KEY, tokenizer.name_or_path, problem, hint) from error
+
+    return encode
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
@@ -69,11 +90,11 @@ class Encoder:
         wrong = tokens[(tokens >= self._vocab_size) | (tokens == self._mask_id)]
         if len(wrong):
             raise UserError(
-                "data.tokenizer_name_or_path",
+                TOKENIZER_KEY,
                 self._name,
                 f"it turns text into id {wrong[0]}, but the model has {self._vocab_size} ids, and "
                 f"{self._mask_id} is its mask",
-                "use one whose tokens lie below its vocab_size",
+                "use another one",
             )
         return documents
 

@@ -26,10 +26,18 @@ def ask(library_call: Callable[..., Any], path: str, **options: Any) -> Any:
         with offline_if_unreachable() as offline:
             return library_call(path, **options)
     except Exception as error:  # half a dozen libraries below, each with its own types
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+        _raise_full_disk(error, str(options.get("cache_dir") or path))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise Unavailable("no network" if offline else reason) from error
+
+
+def _raise_full_disk(error: BaseException, where: str) -> None:
+    """Raise the error of a full disk that one of the library's own was raised from, with a name."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(cause.errno, cause.strerror, cause.filename or where) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def parquet_files(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+MAP_BATCH = 1000  # documents that datasets.map hands over at once
 
 
 def smallest_int(vocab_size: int) -> np.dtype:
@@ -37,6 +39,18 @@ def with_eos(documents: Documents, eos: int) -> np.ndarray:
     return joined
 
 
+def map_batches(number: int, workers: int, size: int = MAP_BATCH) -> list[tuple[int, int]]:
+    """The batches (first, end) of ``number`` documents that ``datasets.map(batched=True, num_proc=workers)``
+    hands over: each worker has a contiguous share, and cuts it behind every ``size`` documents."""
+    workers = min(workers, number)
+    borders = [number // max(workers, 1) * k + min(k, number % max(workers, 1)) for k in range(workers + 1)]
+    return [
+        (first, min(first + size, end))
+        for start, end in itertools.pairwise(borders)
+        for first in range(start, end, size)
+    ]
+
+
 class BlockPacker:
     """Cut an endless stream of ids into blocks of ``length - 2`` between bos and eos.
 
@@ -62,6 +76,32 @@ class BlockPacker:
     def leftover(self) -> int:
         """Number of ids that wait for a block to be filled."""
         return len(self._rest)
+
+
+def official_blocks(
+    documents: Iterable[Documents], new_packer: Callable[[], BlockPacker], separator: int | None, workers: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The blocks as the official programs pack them: each batch of ``map_batches`` for itself, so that each
+    drops what does not fill its last block.
+
+    All documents are held in memory: where a worker's share ends is known when all of them are read.
+
+    Yields:
+        blocks (n, length) of a batch, and how many ids it drops.
+    """
+    tokens, sizes = [], []
+    for part in documents:
+        tokens.append(part.tokens.astype(np.int32))
+        sizes.append(part.sizes)
+    if not sizes:
+        return
+    everything, counts = np.concatenate(tokens), np.concatenate(sizes)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    for first, end in map_batches(len(counts), workers):
+        batch = Documents(everything[ends[first] : ends[end]].astype(np.int64), counts[first:end])
+        packer = new_packer()
+        blocks = packer.feed(batch.tokens if separator is None else with_eos(batch, separator))
+        yield blocks, packer.leftover
 
 
 def pad_documents(

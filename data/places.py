@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from data import detokenizers
-from data.formats import FORMATS
+from data.formats import ENDINGS, check_start
 from data.generated import Role
 from data.hub import parquet_files
-from data.local_files import find_files
+from data.local_files import Found, find_files
 from data.shards import Shard, Split, cut, read_shards, take
-from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, HubSource, RunningText, same_data
+from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, GeneratedRows, HubSource, RunningText, same_data
 from errors import UserError
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_ALL_SHARED = "is the training text as well"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,24 @@ def local_shards(
 ) -> tuple[list[Shard], HubSource, dict[str, Any]]:
     """The shards of a local place (at least ``pieces``, where that can be), how to read them, and what names
     their content."""
-    path, row, key = place.local, place.row, wanted.key
+    key, row, text = wanted.key, place.row, place.row.splits.get(wanted.role)
+    found, split = _local_files(wanted, place)
+    found.report(place.local, key)
+    stats = [(file, file.stat()) for file in found.files]
+    marked = [number for number, (file, stat) in enumerate(stats) if check_start(file, stat.st_size, key)]
+    identity = {"files": [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]}
+    if marked:  # a byte order mark was text once, so these rows are others
+        identity["without_mark"] = marked
+    shards = cut([str(file) for file in found.files], pieces, key)
+    row = replace(row, column=_local_column(wanted, row, shards))
+    if split is not None:
+        shards, identity = _slice(wanted, shards, text, split), {**identity, "split": text}
+    return shards, row, {**identity, **rule_identity(row)}
+
+
+def _local_files(wanted: Wanted, place: Place) -> tuple[Found, Split | None]:
+    """The files of a local place, and the slice to be taken of their documents, if any."""
+    path, row = place.local, place.row
     for part in (row.data_dir, row.config):  # as a clone of the hub's repository has them
         path = path / part if part and (path / part).is_dir() else path
     text = row.splits.get(wanted.role)
@@ -148,15 +166,46 @@ def local_shards(
     if text is not None and split is None:
         hint = "count documents, as in train[:-1000]"
         raise UserError(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from local files", hint)
-    files, is_own = find_files(path, wanted.role, key, split and split.name)
-    identity = {
-        "files": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    }
-    shards = cut([str(file) for file in files], pieces)
-    row = replace(row, column=_local_column(wanted, row, shards))
-    if not (split is None or split.whole or is_own or place.own):
-        shards, identity = _slice(wanted, shards, text, split), {**identity, "split": text}
-    return shards, row, {**identity, **rule_identity(row)}
+    found = find_files(path, wanted.role, wanted.key, split and split.name)
+    is_whole = split is None or split.whole or found.own or place.own
+    return found, None if is_whole else split
+
+
+def shared_text(train: Wanted, valid: Wanted) -> str | None:
+    """How the text for validation is training text as well, in words; None: it is not, as far as names say.
+
+    Files are compared as the system knows them, however they are spelled or linked; of the hub's data sets
+    the names of the splits are compared.
+    """
+    if any(isinstance(SOURCES.get(wanted.name), RunningText | GeneratedRows) for wanted in (train, valid)):
+        return None  # each role has its own part of these
+    places = locate(train), locate(valid)
+    if any(place.local is None for place in places):
+        return _ALL_SHARED if _same_on_hub(*places) else None
+    (train_found, train_split), (valid_found, valid_split) = map(_local_files, (train, valid), places)
+    if train_split and valid_split and not train_split.overlaps(valid_split):
+        return None
+    known = {_file_id(file) for file in train_found.files}
+    shared = [file for file in valid_found.files if _file_id(file) in known]
+    if len(shared) < len(valid_found.files):
+        return f"has {len(shared)} files of the training text ({shared[0]}, ...)" if shared else None
+    return _ALL_SHARED
+
+
+def _same_on_hub(train: Place, valid: Place) -> bool:
+    rows = train.row, valid.row
+    if train.local != valid.local or len({(row.path, row.config, row.data_dir) for row in rows}) > 1:
+        return False
+    texts = rows[0].splits.get("train"), rows[1].splits.get("validation")
+    ours, theirs = (None if text is None else Split.parse(text) for text in texts)
+    if ours is None or theirs is None:  # nothing for the role, or more than a slice
+        return texts[0] is not None and texts[0] == texts[1]
+    return ours.name == theirs.name and ours.overlaps(theirs)
+
+
+def _file_id(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_dev, found.st_ino
 
 
 def _local_column(wanted: Wanted, row: HubSource, shards: list[Shard]) -> str:
@@ -164,7 +213,7 @@ def _local_column(wanted: Wanted, row: HubSource, shards: list[Shard]) -> str:
     if wanted.choice.column is not None or row.column == "text":
         return row.column
     for column in (row.column, "text"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             next(read_shards(shards, column, wanted.key), None)
             return column
     return row.column
@@ -179,7 +228,7 @@ def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list
         raise UserError(f"{SOURCE_KEYS[wanted.role]}.split", text, "cannot be cut from a stream", hint)
     place = (row.path, row.config, row.data_dir, row.revision)
     files = parquet_files(*place, split.name, str(wanted.cache_dir / "hub"))
-    shards = _slice(wanted, cut(files, pieces), text, split)
+    shards = _slice(wanted, cut(files, pieces, wanted.key), text, split)
     return shards, {"urls": files, "split": text, **rule_identity(row)}
 
 
@@ -190,7 +239,7 @@ def local_copy(wanted: Wanted, row: HubSource | RunningText) -> tuple[Path | Non
     roots = [root for root in (wanted.root, wanted.cache_dir / "local") if root is not None]
     whole = row.family if isinstance(row, HubSource) else wanted.name.removesuffix("-crop")
     names = [wanted.name, whole, row.path if isinstance(row, HubSource) else None]
-    suffixes = ("", *FORMATS) if isinstance(row, HubSource) else ("", ".txt", ".zip")
+    suffixes = ("", *ENDINGS) if isinstance(row, HubSource) else ("", ".txt", ".zip")
     for root in roots:
         for name in filter(None, names):
             for suffix in suffixes:
@@ -207,7 +256,7 @@ def _slice(wanted: Wanted, shards: list[Shard], text: str, split: Split) -> list
     taken = take(shards, split)
     if not taken:
         problem = f"{text} leaves nothing for {wanted.role} of {sum(map(len, shards)):,} documents"
-        hint = f"name its files train* and valid*, or another split: {SOURCE_KEYS[wanted.role]}.split=..."
+        hint = f"name its files train and valid, or another split: {SOURCE_KEYS[wanted.role]}.split=..."
         raise UserError(wanted.key, wanted.name, problem, hint)
     return taken
 

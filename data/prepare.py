@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +17,18 @@ from data.dataset import LENGTHS_FILE, TOKENS_FILE, TokenDataset
 from data.encoding import Encoder, ahead, fingerprint
 from data.generated import Role
 from data.hub import Unavailable
-from data.packing import BlockPacker, Documents, pad_documents, smallest_int, with_eos
+from data.packing import (
+    BlockPacker,
+    Documents,
+    official_blocks,
+    pad_documents,
+    smallest_int,
+    with_eos,
+)
 from data.places import SourceChoice, Wanted
 from data.sources import Corpus, nowhere, open_corpora
 from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, GeneratedRows, RunningText
-from data.tokenizers import boundary_ids, mask_id_of
+from data.tokenizers import boundary_ids, mask_id_of, padding_id
 from errors import UserError
 from utils import get_logger
 
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = get_logger("data")
+OFFICIAL = "cond_sampling.official_workers"
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,8 @@ class Recipe:
         revision: of a hub data set; goes before that of ``choice``.
         cache_dir: downloads and prepared arrays.
         choice, root, streamed: see ``data.places.Wanted``.
+        official_workers: pack blocks as the official programs do with so many workers
+            (``data.packing.official_blocks``); None: one stream of ids.
     """
 
     source: str
@@ -57,6 +70,7 @@ class Recipe:
     choice: SourceChoice = field(default_factory=SourceChoice)
     root: Path | None = None
     streamed: bool = False
+    official_workers: int | None = None
 
     def wanted(self) -> Wanted:
         """The text of the recipe."""
@@ -81,6 +95,9 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
     if isinstance(row, RunningText) and row.crop and recipe.role == "train":
         crop, recipe = recipe.length, replace(recipe, length=2 * recipe.length - 2)
     corpora = open_corpora(recipe.wanted())
+    if corpora[0].running and recipe.official_workers is not None:
+        problem = f"{recipe.source} is one running text, which has no documents to share out"
+        raise UserError(OFFICIAL, recipe.official_workers, problem, "leave it out")
     if corpora[0].running and not recipe.wrap:
         raise UserError(
             "data.wrap", recipe.wrap, f"{recipe.source} is one running text", "use data.wrap=True"
@@ -115,13 +132,15 @@ def _first_built(
         "insert_eos": recipe.wrap and recipe.insert_eos,
         "eos": recipe.eos,
     }
+    if recipe.wrap and recipe.official_workers is not None:
+        settings["official_workers"] = recipe.official_workers
     choices = [({"corpus": corpus.identity, **settings}, attempt(corpus)) for corpus in corpora]
     try:
-        folder, report = open_or_build_first(recipe.cache_dir, label, choices, skip=(Unavailable,))
+        chosen, folder = open_or_build_first(recipe.cache_dir, label, choices, skip=(Unavailable,))
     except Unavailable as error:
         raise nowhere(recipe.wanted(), tried) from error
-    where = report.get("where", corpora[0].where), corpora[0].where  # older versions did not note it
-    if where[0] != where[1]:
+    if chosen:
+        where = corpora[chosen].where, corpora[0].where
         log.warning("%s (%s): the text is from %s instead of %s", recipe.source, recipe.role, *where)
     return folder
 
@@ -145,9 +164,8 @@ def _build(
     target: Path, recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Fill a cache folder; returns the counts of texts, rows and lost tokens."""
-    mask_id, vocab_size = mask_id_of(tokenizer)
     bos, eos = boundary_ids(tokenizer, recipe.eos)
-    dtype = smallest_int(vocab_size)
+    dtype = smallest_int(mask_id_of(tokenizer)[1])
     counts = {"texts": 0, "tokens": 0, "dropped": 0}
     texts = ahead(corpus.texts())
     if not recipe.wrap:
@@ -156,19 +174,24 @@ def _build(
     documents = _encoded(texts, Encoder(tokenizer), counts)
     if recipe.wrap:
         separator = eos if recipe.insert_eos and not corpus.running else None
-        rows = _packed(documents, BlockPacker(recipe.length, bos, eos, dtype), separator, counts)
+        new_packer = partial(BlockPacker, recipe.length, bos, eos, dtype)
+        if recipe.official_workers is None:
+            rows = _packed(documents, new_packer(), separator, counts)
+        else:
+            blocks = official_blocks(documents, new_packer, separator, recipe.official_workers)
+            rows = _counted(blocks, counts)
     else:
-        # Some tokenizers have their [PAD] behind the model's vocabulary; any id inside does as well,
-        # because padding is known from the lengths.
-        inside = tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocab_size
-        pad = tokenizer.pad_token_id if inside else eos
+        pad = padding_id(tokenizer, eos)  # padding is known from the lengths
         lengths: list[np.ndarray] = []
         rows = _padded(documents, (recipe.length, bos, eos, pad, dtype), lengths, counts)
     count = _write_rows(target / TOKENS_FILE, rows, recipe.length, dtype)
     if count == 0:
         raise _too_short(recipe, counts)
     if not recipe.wrap:
-        np.save(target / LENGTHS_FILE, np.concatenate(lengths))
+        with _written(target / LENGTHS_FILE) as file:
+            counted = np.concatenate(lengths)
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(counted))
+            file.write(counted.data)
     log.info(
         "%s (%s) from %s: %s rows of %d from %s texts; %s of %s tokens %s",
         recipe.source,
@@ -200,6 +223,12 @@ def _packed(
     counts["dropped"] = packer.leftover
 
 
+def _counted(blocks: Iterator[tuple[np.ndarray, int]], counts: dict[str, int]) -> Iterator[np.ndarray]:
+    for rows, dropped in blocks:
+        counts["dropped"] += dropped
+        yield rows
+
+
 def _padded(
     batches: Iterator[Documents],
     layout: tuple[int, int, int, int, np.dtype],
@@ -217,16 +246,33 @@ def _write_rows(path: Path, rows: Iterator[np.ndarray], length: int, dtype: np.d
     """Write an .npy file (N, length) whose N is known at the end only; returns N."""
     count = 0
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (0, length)}
-    with path.open("wb") as file:
+    with _written(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()
         for batch in rows:
-            batch.tofile(file)
+            file.write(np.ascontiguousarray(batch).data)
             count += len(batch)
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, length)})
         assert file.tell() == start, "numpy leaves room for the first axis to grow"
     return count
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, on the disk when the block ends; an error of writing (a full disk) has its name.
+
+    The arrays' own ``tofile`` raises errors without number and name.
+    """
+    try:
+        with path.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _too_short(recipe: Recipe, counts: dict[str, int]) -> ValueError:

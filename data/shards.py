@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
-from data.formats import FORMATS, Format
+from data.formats import FORMATS, Format, ending_of
 from errors import UserError
 from utils import get_logger
 
 _THREADS = 16  # for the footers of remote files
+_ANY_NUMBER = 10**15  # of documents: more than there are
 _WAITS = (1, 4, 16, 60, 60)  # seconds until a file on the network is tried again
 log = get_logger("data")
 
@@ -25,6 +25,7 @@ class Shard:
     Attributes:
         file: a path or a URL.
         start, stop: the span, see data/formats.py.
+        key: data.train or data.valid, for errors.
     """
 
     file: str
@@ -32,17 +33,18 @@ class Shard:
     stop: int | None = None
     first: int = 0
     count: int | None = None
+    key: str = "data.train"
 
     @property
     def format(self) -> Format:
-        return FORMATS[PurePosixPath(self.file).suffix]
+        return FORMATS[ending_of(self.file)]
 
     @property
     def remote(self) -> bool:
         return "://" in self.file
 
     def __len__(self) -> int:
-        there = self.format.count(self.file, self.start, self.stop) - self.first
+        there = self.format.count(self.file, self.start, self.stop, self.key) - self.first
         return there if self.count is None else min(there, self.count)
 
 
@@ -66,16 +68,21 @@ class Split:
     def whole(self) -> bool:
         return self.start is None and self.stop is None
 
+    def overlaps(self, other: Split) -> bool:
+        """Whether two slices of the same documents share one, were there any number of them."""
+        left, right = (slice(split.start, split.stop).indices(_ANY_NUMBER) for split in (self, other))
+        return max(left[0], right[0]) < min(left[1], right[1])
 
-def cut(files: Sequence[str], wanted: int = 0) -> list[Shard]:
+
+def cut(files: Sequence[str], wanted: int = 0, key: str = "data.train") -> list[Shard]:
     """A shard a file; where these are fewer than ``wanted``, the smallest parts that can be read alone."""
-    shards = [Shard(file) for file in files]
+    shards = [Shard(file, key=key) for file in files]
     if len(shards) >= wanted:
         return shards
     with ThreadPoolExecutor(_THREADS) as pool:
-        spans = pool.map(lambda shard: shard.format.spans(shard.file), shards)
+        spans = pool.map(lambda shard: shard.format.spans(shard.file, key), shards)
         pairs = zip(files, spans, strict=True)
-        return [Shard(file, start, stop) for file, parts in pairs for start, stop, _ in parts]
+        return [Shard(file, start, stop, key=key) for file, parts in pairs for start, stop, _ in parts]
 
 
 def take(shards: Sequence[Shard], split: Split) -> list[Shard]:
@@ -126,7 +133,7 @@ def read_shard(shard: Shard, column: str, key: str, skip: int = 0) -> Iterator[l
 
 def _trimmed(shard: Shard, column: str, key: str, skip: int) -> Iterator[list]:
     begin, end = shard.first + skip, None if shard.count is None else shard.first + shard.count
-    start, left = shard.format.skip(shard.file, shard.start, shard.stop, begin)
+    start, left = shard.format.skip(shard.file, shard.start, shard.stop, begin, key)
     position = begin - left
     for found in shard.format.read(shard.file, start, shard.stop, column, key):
         part = found[max(begin - position, 0) : None if end is None else max(end - position, 0)]

@@ -93,6 +93,15 @@ def read_table(path: str, vocab_size: int, gammas: tuple[float, float]) -> Table
         raise UserError(KEY, path, "no npz table of P(gamma)", hint) from error
     if made_for != vocab_size:
         raise UserError(KEY, path, f"is for {made_for} ids, the tokenizer has {vocab_size}", hint)
+    shapes = {tuple(array.shape) for array in found.values()}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 1 or shape[0] < 2:
+        problem = f"its arrays {', '.join(_ARRAYS)} are no columns of one length, 2 or more"
+        raise UserError(KEY, path, problem, hint)
+    if not all(bool(array.isfinite().all()) for array in found.values()):
+        raise UserError(KEY, path, "holds numbers that are not finite", hint)
+    steps = found["gammas"].diff()
+    if not bool((steps > 0).all()) or float(steps.max()) > 1.001 * float(steps.min()):
+        raise UserError(KEY, path, "its gammas do not rise evenly", hint)
     table = Table(vocab_size, found.pop("gammas"), Argmax(*found.values()))
     low, high = float(table.gammas[0]), float(table.gammas[-1])
     if low > gammas[0] or high < gammas[1]:

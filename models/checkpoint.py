@@ -37,6 +37,21 @@ BESIDE = (
 CONTAINERS = (list, tuple)
 PLAIN = (str, bytes, bytearray, int, float, complex, set, frozenset, Tensor, torch.dtype)
 OTHER_SETTINGS = "use the model.*, algo.* and data.* settings that it was trained with"
+# Of the settings that a checkpoint keeps: ours are about 200, five sections deep at most.
+_MOST_SETTINGS, _DEEPEST = 10_000, 20
+# What a training needs to go on, beside the weights, and what it is.
+_FOR_RESUMING: dict[str, type] = {
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+
+
+class UnreadableError(UserError):
+    """A file that is damaged, or of another kind altogether."""
 
 
 def read_checkpoint(path: str | Path, *, key: str) -> dict[str, Any]:
@@ -52,7 +67,8 @@ def read_checkpoint(path: str | Path, *, key: str) -> dict[str, Any]:
         gives ``state_dict`` and ``folder_settings`` alone.
 
     Raises:
-        ValueError: when there is no such file, it cannot be read, or its weights are no plain tensors.
+        UserError: when there is no such file, it cannot be read (``UnreadableError``), its weights are no
+            plain tensors, or its settings are not plain values.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -64,6 +80,8 @@ def read_checkpoint(path: str | Path, *, key: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise UserError(key, str(path), "holds no state_dict", "give a Lightning checkpoint")
     _refuse_foreign_weights(content, key, path)
+    for part in ("config", "folder_settings"):
+        _refuse_odd_settings(content.get(part), key, path)
     foreign = [name for name, value in content.items() if find_stub(value, str(name))]
     weights, beside = _network_weights(content["state_dict"])
     if foreign or beside:
@@ -75,12 +93,23 @@ def read_for_resuming(path: str | Path, *, key: str) -> dict[str, Any]:
     """As :func:`read_checkpoint`, of a training that can go on here.
 
     Raises:
-        ValueError: also for checkpoints of other programs, whose training cannot go on here.
+        UserError: also for checkpoints of other programs, whose training cannot go on here, and for those
+            that lack a part of it, which would silently begin again.
     """
     checkpoint = read_checkpoint(path, key=key)
-    if "config" not in checkpoint or "optimizer_states" not in checkpoint:
-        hint = f"start from its weights: training.finetune_path={path}"
+    hint = f"start from its weights: training.finetune_path={path}"
+    if not isinstance(checkpoint.get("config"), dict) or "optimizer_states" not in checkpoint:
         raise UserError(key, str(path), "holds no training of this program to go on with", hint)
+    training = checkpoint["config"].get("training")
+    averaged = isinstance(training, dict) and training.get("ema") not in (0, None)
+    missing = [name for name, kind in _FOR_RESUMING.items() if not isinstance(checkpoint.get(name), kind)]
+    missing += ["ema"] if averaged and "ema" not in checkpoint else []
+    missing += [name for name, kind in _FOR_RESUMING.items() if checkpoint.get(name) in ([], {})]
+    if isinstance(checkpoint.get("loops"), dict) and "fit_loop" not in checkpoint["loops"]:
+        missing.append("loops.fit_loop")
+    if missing:
+        problem = f"lacks {', '.join(missing)}, without which its training cannot go on"
+        raise UserError(key, str(path), problem, hint)
     return checkpoint
 
 
@@ -89,9 +118,8 @@ def _read(path: Path, key: str, reader: Any) -> Any:
         return reader(path)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UserError(
-            key, str(path), f"cannot be read as a checkpoint ({reason})", "give another file"
-        ) from error
+        problem = f"cannot be read as a checkpoint ({reason})"
+        raise UnreadableError(key, str(path), problem, "give another file") from error
 
 
 def _read_folder(folder: Path, key: str) -> dict[str, Any]:
@@ -119,6 +147,29 @@ def find_stub(value: Any, name: str) -> tuple[str, str] | None:
         elif value is not None and not isinstance(value, PLAIN):
             return name, getattr(value, "what", type(value).__name__)
     return None
+
+
+def _refuse_odd_settings(settings: Any, key: str, path: Path) -> None:
+    """Raise when the settings that a file keeps are more than plain values.
+
+    ``${...}`` stands for other settings, and for environment variables: nothing in a file of others may ask
+    for those. Ours are written resolved.
+    """
+    hint = "its weights alone can be used when that is removed from the file"
+    waiting, count = [("", settings, 0)], 0
+    while waiting:
+        name, value, depth = waiting.pop()
+        count += 1
+        if count > _MOST_SETTINGS or depth > _DEEPEST:
+            raise UserError(key, str(path), "keeps more settings than any training has", hint)
+        if isinstance(value, str) and "${" in value:
+            problem = f"its setting {name[:100]} asks for ${{...}}, which is never looked up for a file"
+            raise UserError(key, str(path), problem, hint)
+        if isinstance(value, dict):
+            waiting += [(f"{name}.{part}".strip("."), part, depth + 1) for part in value]
+            waiting += [(f"{name}.{part}".strip("."), inner, depth + 1) for part, inner in value.items()]
+        elif type(value) in CONTAINERS:
+            waiting += [(name, inner, depth + 1) for inner in value]
 
 
 def _refuse_foreign_weights(content: dict[str, Any], key: str, path: Path) -> None:
@@ -192,6 +243,21 @@ def load_weights(
             raise UserError(key, str(path), f"{name} is not part of the model", hint)
     weights = {name: value for name, value in state_dict.items() if not name.endswith(ROTARY)}
     module.load_state_dict(weights, strict=False)
+
+
+def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity; None when all numbers are finite."""
+    for name, value in weights:
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            return name
+    return None
+
+
+def refuse_not_finite(weights: dict[str, Tensor], *, key: str, path: str | Path) -> None:
+    """Raise UserError where a weight is NaN or infinite: whatever is computed from it means nothing."""
+    if name := first_not_finite(weights.items()):
+        problem = f"{name} has numbers that are not finite: the training diverged, or the file is damaged"
+        raise UserError(key, str(path), problem, "give an earlier checkpoint")
 
 
 def averaged_weights(checkpoint: dict[str, Any], *, key: str, path: str | Path) -> dict[str, Tensor]:

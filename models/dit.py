@@ -44,7 +44,7 @@ class BackboneConfig:
         n_blocks, n_heads: depth and heads; D / n_heads must be an even number.
         length: L that rotary tables are prepared for; other lengths work as well.
         dropout: on the residual branches.
-        softcap: bound on attention scores; 0 or less is off.
+        softcap: bound on attention scores; 0 or less is off. A causal model has none, whatever it says.
         qk_norm: LayerNorm of queries and keys, per head.
         causal: autoregressive, without sigma.
         attention: which kernels, see ``models.attention_backends.choose``.
@@ -86,6 +86,11 @@ class BackboneConfig:
         if self.mask_noise is not None and (self.mask_id is None or self.causal):
             hint = "give a mask_id, or no mask noise"
             raise UserError("mask_noise", str(self.mask_noise), "needs masks", hint)
+
+    @property
+    def score_cap(self) -> float:
+        """The bound on attention scores that is in force: the official causal blocks ignore theirs."""
+        return 0.0 if self.causal else self.softcap
 
 
 class DiT(nn.Module):
@@ -273,7 +278,7 @@ class Block(nn.Module):
         if seen is not None:
             k, v = seen.extend(k, v)
         config = self.config
-        out = attention(q, k, v, causal=config.causal, softcap=config.softcap, backend=config.attention)
+        out = attention(q, k, v, causal=config.causal, softcap=config.score_cap, backend=config.attention)
         return out.transpose(1, 2).flatten(2)
 
 

@@ -41,6 +41,8 @@ _NOISE_SETTINGS = {
     "noise_scale": "algo.noise_scale",
     "num_mask": "algo.num_mask",
 }
+# What the published wrappers call themselves -> their algorithm.
+_PUBLISHED = {"mdlm": "mdlm", "duo": "duo_base"}
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -78,6 +80,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def settings_of(config_json: dict[str, Any]) -> dict[str, Any]:
     """What config.json says, under our keys: {"model.hidden_size": 768, ...}."""
     found = {ours: config_json[name] for name, ours in _SETTINGS.items() if name in config_json}
+    if published := _PUBLISHED.get(str(config_json.get("model_type")).lower()):
+        found.setdefault("algo.name", published)
     noise = config_json.get("mask_noise")
     if isinstance(noise, dict):
         found |= {ours: noise[name] for name, ours in _NOISE_SETTINGS.items() if name in noise}

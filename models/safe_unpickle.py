@@ -7,6 +7,7 @@ one's own would not do: it hands TorchScript archives to torch.jit, and unpacks 
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sys
 import zipfile
@@ -20,6 +21,10 @@ from torch import Tensor
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header in front of its name
+
+# What torch.save writes beside tensors is small: a few bytes for a mark, some MB for a large model's pickle.
+LARGEST_MARK = 2**10
+LARGEST_PICKLE = 2**28
 
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 STORAGES = {
@@ -172,7 +177,8 @@ class InertUnpickler(pickle.Unpickler):
 def read_torch_file(path: Path) -> Any:
     """The content of a file of torch.save on the CPU, with a ``Stub`` for every foreign object.
 
-    Tensors of today's zip format are views of the file, read from the disk when they are used.
+    Tensors of today's zip format are views of the file, read from the disk when they are used. The checksums
+    that torch.save wrote beside them are compared first (about a second a GB), once for each state of a file.
 
     Raises:
         Exception: of many kinds, when the file is no such file or is damaged.
@@ -185,13 +191,16 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _read_zip(path: Path) -> Any:
-    mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    status = path.stat()
+    mapped = torch.UntypedStorage.from_file(str(path), False, status.st_size)
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         root = next((name[: -len("data.pkl")] for name in entries if name.count("/") == 1 and
                      name.endswith("/data.pkl")), None)  # fmt: skip
         if root is None:
             raise pickle.UnpicklingError("not a file of torch.save")
+        _refuse_odd_entries(entries, root, status.st_size)
+        _compare_checksums(str(path), (status.st_ino, status.st_size, status.st_mtime_ns))
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder").decode() != sys.byteorder:
             raise pickle.UnpicklingError("written on a machine with another byte order")
 
@@ -207,16 +216,38 @@ def _read_zip(path: Path) -> Any:
                     for at in (26, 28)  # name, extra field
                 )
             )
-            if info.compress_type != zipfile.ZIP_STORED or not 0 <= num_bytes <= info.file_size:
+            if not 0 <= num_bytes <= info.file_size:
                 raise pickle.UnpicklingError("a damaged tensor")
             if start + num_bytes > mapped.nbytes():
                 raise pickle.UnpicklingError("the file ends too early")
             return mapped[start : start + num_bytes] if num_bytes else torch.UntypedStorage(0)
 
-        if entries[f"{root}data.pkl"].compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError("compressed, which torch.save does not do")
         with archive.open(f"{root}data.pkl") as pickled:
             return InertUnpickler(pickled, content).load()
+
+
+def _refuse_odd_entries(entries: dict[str, zipfile.ZipInfo], root: str, file_size: int) -> None:
+    """Raise at what torch.save does not write and what a few bytes on the disk could fill the memory with."""
+    for name, info in entries.items():
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise pickle.UnpicklingError(f"its part {name[:100]} is compressed, which torch.save does not do")
+        limit = file_size
+        if name == f"{root}data.pkl":
+            limit = LARGEST_PICKLE
+        elif not name.startswith(f"{root}data/"):
+            limit = LARGEST_MARK
+        if info.file_size > min(limit, file_size):
+            raise pickle.UnpicklingError(
+                f"its part {name[:100]} has {info.file_size:,} bytes, torch.save writes at most {limit:,}"
+            )
+
+
+@functools.lru_cache(maxsize=64)  # a file is read twice where its settings are looked at first
+def _compare_checksums(path: str, state: tuple[int, ...]) -> None:
+    """Raise when bytes of the file, in a ``state`` of it, are not those that torch.save wrote."""
+    with zipfile.ZipFile(path) as archive:
+        if wrong := archive.testzip():
+            raise pickle.UnpicklingError(f"damaged: the checksum of its part {wrong[:100]} is another one")
 
 
 def _read_legacy(file: BinaryIO, file_size: int) -> Any:

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from models.checkpoint import first_not_finite
 from models.export.modeling_mask_diffusion import MaskDiffusionConfig, MaskDiffusionForCausalLM
-from utils import get_logger
+from models.written import SCORER_KEY, WrittenTexts
+from utils import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = get_logger("scorer")
 SCORER_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -48,11 +49,15 @@ class CausalLM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.eos_id: int | None = tokenizer.eos_token_id
+        own = isinstance(model, MaskDiffusionForCausalLM)
+        self.eos_id: int | None = model.config.eos_token_id if own else tokenizer.eos_token_id
         self.chunk_elements = chunk_elements
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
+        # Texts for our own models carry all of their special tokens already.
+        sizes = {"mask_id": model.config.mask_token_id, "vocab_size": model.config.vocab_size} if own else {}
+        self._written = WrittenTexts(tokenizer, name=name, **sizes) if own else None
         self.head = self._plain_head()
 
     @property
@@ -69,16 +74,14 @@ class CausalLM:
         """Ids with the tokens that the scorer's own tokenizer puts around a text (gpt2: none; Llama: bos)."""
         if not len(texts):
             return []
+        if self._written is not None:
+            return self._written.encode(texts, max_tokens)
         cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {"verbose": False}
-        # Texts for our own models carry all of their special tokens already.
-        around = not isinstance(self.model, MaskDiffusionForCausalLM)
-        encoded = self.tokenizer(list(texts), add_special_tokens=around, **cut)["input_ids"]
-        if not around:
-            encoded = masks_unknown(encoded, self.tokenizer, self.name)
+        encoded = self.tokenizer([well_formed(text) for text in texts], **cut)["input_ids"]
         largest = max((max(ids) for ids in encoded if ids), default=0)
         if largest >= self.vocab_size:
             raise UserError(
-                "eval.gen_ppl_eval_model_name_or_path",
+                SCORER_KEY,
                 self.name,
                 f"its tokenizer gives id {largest}, its model knows {self.vocab_size} ids",
                 "give a model and the tokenizer that it was trained with",
@@ -130,23 +133,6 @@ class CausalLM:
         return head if _alike(head(self._features(probe)), logits) else None
 
 
-def masks_unknown(encoded: list[list[int]], tokenizer: PreTrainedTokenizerBase, name: str) -> list[list[int]]:
-    """The ids of texts for a model of ours as scorer, with every mask taken for the unknown token.
-
-    Masks stand in texts that were not finished, and in those of uniform-state models, whose vocabulary has
-    all special tokens. An autoregressive model cannot write one: a single mask would make the perplexity of
-    all texts infinite.
-    """
-    mask, unknown = tokenizer.mask_token_id, tokenizer.unk_token_id
-    if mask is None or unknown is None or not (found := sum(ids.count(mask) for ids in encoded)):
-        return encoded
-    token = tokenizer.unk_token
-    log.warning(
-        "%d masks stand in the texts; %s, which cannot write any, takes them for %s", found, name, token
-    )
-    return [[unknown if number == mask else number for number in ids] for ids in encoded]
-
-
 def load_causal_lm(name_or_path: str, *, dtype: str, local_files_only: bool) -> CausalLM:
     """A causal model and its tokenizer from a folder or the hub, on the CPU; no code of theirs is run.
 
@@ -175,6 +161,8 @@ def load_causal_lm(name_or_path: str, *, dtype: str, local_files_only: bool) -> 
     wrong = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if wrong:  # transformers would draw them at random and go on
         raise ValueError(f"its files lack {wrong[0]} ({len(wrong)} in all)")
+    if name := first_not_finite(model.named_parameters()):
+        raise ValueError(f"{name} has numbers that are not finite")
     if dtype == "auto" and model.dtype is not torch.bfloat16:
         model = model.float()
     return CausalLM(model, tokenizer, name_or_path)

@@ -27,6 +27,7 @@ from reporting.read import (
     read_result,
     read_ways,
 )
+from utils import well_formed
 
 _VALIDATION = re.compile(r"step(\d+)-T\d+\.json")
 _TRAINING = "training"
@@ -221,10 +222,11 @@ def _sampled(label: str, run: Run, path: Path, problems: list[str]) -> Measured:
     if made := _VALIDATION.fullmatch(path.name):
         run = {"predictor": f"validation, step {made[1]}"} | run
     name = run.get("trajectories")
-    if not isinstance(name, str):
+    name = well_formed(Path(name).name).replace("\0", "") if isinstance(name, str) else ""
+    if not name:
         return Measured(label, run)
     try:
-        return Measured(label, run, read_ways(path.with_name(Path(name).name), run))
+        return Measured(label, run, read_ways(path.with_name(name), run))
     except UserError as error:
         problems.append(str(error))
         return Measured(label, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reporting.blocks import Section, Table
+from utils import printable
 
 
 def markdown(title: str, sections: Sequence[Section], problems: Sequence[str]) -> str:
@@ -29,5 +30,5 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """On one line, and without what a cell or HTML would be read from."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")

@@ -24,12 +24,13 @@ _NUMBERS = {
         "total_generation_times", "tc", "tc_stderr", "tc_limit",
     ),
     LIKELIHOOD: ("perplexity", "nll", "nll_stderr", "bpd", "bpd_stderr", "tokens"),
-    MAUVE: ("steps", "mauve", "mauve_std", "num_generated", "temperature"),
+    MAUVE: ("steps", "mauve", "mauve_std", "mauve_ceiling", "num_generated", "temperature"),
     POINTS: ("steps", "temperature", "nfe", "entropy", "generative_ppl"),
 }  # fmt: skip
 _NUMBERS[ZERO_SHOT] = _NUMBERS[LIKELIHOOD]
 _NEEDED = {MAUVE: ("mauve",), POINTS: ("steps", "temperature", "entropy"), LIKELIHOOD: ("perplexity",)}
 _NEEDED[ZERO_SHOT] = _NEEDED[LIKELIHOOD]
+_LARGEST = 1e305  # a perplexity is cut at e^700; beyond, axes overflow
 Run = dict[str, Any]
 
 
@@ -61,7 +62,9 @@ def read_result(path: Path) -> tuple[str, list[Run]] | None:
     if path.name == "points.jsonl":
         return POINTS, _checked(POINTS, [_parsed(line, path) for line in _lines(path)], path)
     content = _parsed(path.read_text(encoding="utf-8", errors="replace"), path)
-    runs = content.get("runs", [content]) if isinstance(content, dict) else []
+    if not isinstance(content, dict):
+        return None
+    runs = content.get("runs", [content])
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         return None
     if "failed" in content and "runs" in content:
@@ -78,14 +81,15 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises:
         ValueError: it is no such table.
     """
-    rows = []
-    for row in csv.DictReader(_lines(path)):
-        try:
+    rows: list[dict[str, float]] = []
+    reader = csv.DictReader(_lines(path))
+    try:
+        for row in reader:
             rows.append({name: float(value) for name, value in row.items() if name and value})
             rows[-1]["step"] = int(rows[-1]["step"])
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"line {len(rows) + 1} of the table is no line of metrics"
-            raise UserError(RUN, str(path), problem, "remove it, or leave the run out") from error
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
+        problem = f"line {reader.line_num} of the file is no line of metrics"
+        raise UserError(RUN, str(path), problem, "remove it, or leave the run out") from error
     return rows
 
 
@@ -93,7 +97,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A run's config.yaml; empty where there is none, or none that can be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -104,9 +108,16 @@ def read_matched(points: Path) -> list[dict[str, Any]]:
         rows = _parsed(points.with_name("matched.json").read_text(encoding="utf-8"), points)
     except (OSError, ValueError):
         return []
+    return rows if isinstance(rows, list) and all(map(_is_matched, rows)) else []
+
+
+def _is_matched(row: object) -> bool:
     names = ("steps", "series", "entropy", "generative_ppl", "generative_ppl_interval")
-    good = isinstance(rows, list) and all(isinstance(r, dict) and r.keys() >= {*names} for r in rows)
-    return rows if good else []
+    if not isinstance(row, dict) or not row.keys() >= {*names}:
+        return False
+    steps, _, *numbers, interval = (row[name] for name in names)
+    measured = all(value is None or is_number(value) for value in numbers)
+    return is_number(steps) and measured and (interval is None or _is_interval(interval))
 
 
 def read_ways(path: Path, run: Run) -> list[Way]:
@@ -135,9 +146,30 @@ def read_ways(path: Path, run: Run) -> list[Way]:
     return ways
 
 
+def point_problem(point: object) -> str | None:
+    """Why a line of a points.jsonl is no point that curves can be made of; None when it is one."""
+    if not isinstance(point, dict):
+        return "it is no object"
+    settings = point.get("settings")
+    if not isinstance(settings, dict):
+        return "settings is no object"
+    for name in ("name", "predictor"):
+        if not isinstance(settings.get(name), str):
+            return f"settings.{name} is no text"
+    for name in ("steps", "temperature", "entropy"):
+        if not is_number(point.get(name)):
+            return f"{name} is no number"
+    ppl, interval = point.get("generative_ppl"), point.get("generative_ppl_interval")
+    if not (ppl is None or (is_number(ppl) and ppl > 0)):
+        return "generative_ppl is no number above 0"
+    if not (interval is None or _is_interval(interval)):
+        return "generative_ppl_interval is no pair of numbers above 0, the smaller first"
+    return None
+
+
 def is_number(value: object) -> bool:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a JSON value is a finite number, of a size that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _check_way(way: Way) -> None:
@@ -157,6 +189,8 @@ def _check_way(way: Way) -> None:
 
 def _checked(kind: str, runs: list[Run], path: Path) -> list[Run]:
     for number, run in enumerate(runs, 1):
+        if not isinstance(run, dict):
+            raise UserError(RUN, str(path), f"line {number} is no object", "evaluate again")
         for name in _NUMBERS[kind]:
             value = run.get(name)
             # A number that is not finite (nothing was counted) is one that is not there.
@@ -164,13 +198,18 @@ def _checked(kind: str, runs: list[Run], path: Path) -> list[Run]:
                 run[name] = value = None
             if not (value is None or is_number(value)) or (name in _NEEDED.get(kind, ()) and value is None):
                 raise _wrong(path, number, name, value, "is no number")
+            if name == "steps" and value is not None and value <= 0:
+                raise _wrong(path, number, name, value, "is no number of steps")
         interval = run.get("generative_ppl_interval")
         if interval is not None and not _is_interval(interval):
-            raise _wrong(path, number, "generative_ppl_interval", interval, "is no pair of numbers")
+            problem = "is no pair of numbers above 0, the smaller first"
+            raise _wrong(path, number, "generative_ppl_interval", interval, problem)
+        if run.get("tc_groups") == 0:
+            run["tc"] = None  # written as 0, as officially, where nothing was measured
         if kind == SAMPLES and not _are_texts(run["generated_seqs"]):
             raise _wrong(path, number, "generated_seqs", run["generated_seqs"], "is no list of texts")
-        if kind == POINTS and not isinstance(run.get("settings"), dict):
-            raise _wrong(path, number, "settings", run.get("settings"), "is no object")
+        if kind == POINTS and (problem := point_problem(run)):
+            raise UserError(RUN, str(path), f"line {number} is no point: {problem}", "evaluate again")
     return runs
 
 
@@ -180,7 +219,8 @@ def _wrong(path: Path, number: int, name: str, value: object, problem: str) -> V
 
 
 def _is_interval(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    is_pair = isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return is_pair and 0 < value[0] <= value[1]
 
 
 def _are_texts(value: object) -> bool:
@@ -190,9 +230,9 @@ def _are_texts(value: object) -> bool:
 def _parsed(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(RUN, str(path), f"is no JSON ({error})", HINT) from error
 
 
 def _lines(path: Path) -> Iterable[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")

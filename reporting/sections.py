@@ -93,7 +93,8 @@ def _training(trainings: Sequence[Training], labels: list[str]) -> Section:
         return Section("training", "Training")
     rows = []
     for one in trainings:
-        algo, model = (one.config.get(name) or {} for name in ("algo", "model"))
+        found = (one.config.get(name) for name in ("algo", "model"))
+        algo, model = (section if isinstance(section, dict) else {} for section in found)
         rows.append(
             [
                 Cell(one.label),

@@ -65,7 +65,7 @@ def _ends(values: Sequence[float], log: bool, tight: bool) -> tuple[float, float
     if log:
         a, b = math.log(low), math.log(high)
         room = 0.05 * (b - a) or 0.35
-        return math.exp(a - room), math.exp(b + room)
+        return math.exp(a - room), math.exp(min(b + room, 702.0))
     room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return (low, high) if tight and high > low else (low - room, high + room)
 

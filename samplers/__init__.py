@@ -1,18 +1,18 @@
 """Samplers: reverse processes from noise to data. Every module of this package registers what it offers."""
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
-from samplers.base import Sampler, SamplerSettings, Samples, State
+from samplers.base import Sampler, SamplerSettings, Samples, State, setting
 from samplers.draws import Draws, KeyedDraws
-from samplers.registry import SAMPLERS, get_sampler, register, register_order
+from samplers.registry import REGISTRY, get_sampler, register, sampler_names
 
 # A new sampler is one file here: importing the package imports all of them, so the registry is complete.
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+for _module in walk_packages(__path__, f"{__name__}."):
+    import_module(_module.name)
 
 __all__ = [
-    "SAMPLERS",
+    "REGISTRY",
     "Draws",
     "KeyedDraws",
     "Sampler",
@@ -21,5 +21,6 @@ __all__ = [
     "State",
     "get_sampler",
     "register",
-    "register_order",
+    "sampler_names",
+    "setting",
 ]

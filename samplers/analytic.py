@@ -45,7 +45,7 @@ class ScorePrediction(Protocol):
         ...
 
 
-@register("analytic")
+@register("analytic", claim="the process, by score", exact="limit", families=("absorbing", "score"))
 class Analytic(Ancestral):
     """``num_steps`` network calls of the whole batch on the grid of ``ancestral``.
 
@@ -54,8 +54,6 @@ class Analytic(Ancestral):
     network is so large that (e^d - 1) S exceeds 1, the position unmasks for certain. A mask that stays keeps
     its noise as in the ancestral step, with probability alpha_t / alpha_s.
     """
-
-    families = ("absorbing", "score")
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
         is_masked = state.x == self.mask_id

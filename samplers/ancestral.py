@@ -36,16 +36,17 @@ def decide(is_masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, uniforms: Tensor
     return Decision(is_masked & (uniforms < unmask), is_masked & (uniforms >= unmask + keep))
 
 
-@register("ancestral")
+@register("ancestral", claim="the process, in steps", exact="limit")
 class Ancestral(Sampler):
     """``num_steps`` network calls of the whole batch, as in the official implementations of MDLM and IMDM.
 
     The grid has num_steps + 1 times, linear from 1 to ``grid_eps``, scaled by each row's start time. The last
-    step goes to alpha_s = 1, unless ``noise_removal`` is none.
+    step goes to alpha_s = 1, unless ``noise_removal`` is none. With a tail it goes to ``grid_eps`` as the
+    grid has it, and one call more, from there, to alpha_s = 1.
     """
 
     def pending(self, step: int, state: State) -> Tensor:
-        return torch.full((len(state.x),), step < self.settings.num_steps, device=state.x.device)
+        return torch.full((len(state.x),), step <= self._last_step, device=state.x.device)
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
         s, alpha_s, greedy = self.target(step, state.t)
@@ -69,8 +70,8 @@ class Ancestral(Sampler):
     def target(self, step: int, t: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Where step number ``step`` goes from ``t`` (B,): s and alpha_s (B,), and whether greedily."""
         removal = self.settings.noise_removal
-        if step == self.settings.num_steps - 1 and removal != "none":
-            return torch.zeros_like(t), torch.ones_like(t), removal == "greedy"
+        if step == self._last_step and removal != "none":
+            return torch.zeros_like(t), torch.ones_like(t), removal.startswith("greedy")
         s = t * (self._grid(step + 1) / self._grid(step))
         return s, self.schedule.alpha(s), False
 
@@ -96,11 +97,15 @@ class Ancestral(Sampler):
         """Rows (B,) bool that the network is asked about in this step: all of them."""
         return decision.unmask.new_ones(len(decision.unmask))
 
+    @property
+    def _last_step(self) -> int:
+        return self.settings.num_steps - (not self.settings.noise_removal.endswith("tail"))
+
     def _grid(self, step: int) -> float:
         return 1 - step / self.settings.num_steps * (1 - self.settings.grid_eps)
 
 
-@register("ancestral_cache")
+@register("ancestral_cache", claim="the same, fewer calls", exact="limit")
 class AncestralCache(Ancestral):
     """The same draws and tokens as ``ancestral``, calling the network only for rows that unmask something.
 

@@ -33,7 +33,14 @@ class CausalDenoiser(Protocol):
         ...
 
 
-@register("autoregressive")
+@register(
+    "autoregressive",
+    claim="exact, left to right",
+    exact="exact",
+    families=("autoregressive",),
+    own_order=True,
+    on_grid=False,
+)
 class Autoregressive(Sampler):
     """One token a network call, drawn from its law given all tokens to the left of it.
 
@@ -44,9 +51,6 @@ class Autoregressive(Sampler):
     All rows walk together. The nfe of a row counts the calls that wrote a token of it, as many as it would
     take alone.
     """
-
-    families = ("autoregressive",)
-    on_grid = False
 
     def __init__(
         self, denoiser: CausalDenoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings

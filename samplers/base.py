@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from diffusion.parameterization import Denoiser, Prediction
 from errors import UserError
 from samplers.draws import Draws
 
-NOISE_REMOVAL = ("ancestral", "greedy", "none")
+REMOVALS = ("ancestral", "greedy", "none", "tail", "greedy_tail")
 _CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
 
 TokenLaw = Callable[[Tensor, Tensor], Tensor]  # rows (N,) and positions (N,) -> log-probabilities (N, V)
@@ -32,28 +32,32 @@ class SamplerSettings:
     Attributes:
         num_steps: network calls of samplers that walk on a time grid (first hitting has no grid).
         noise_removal: the last step draws what is still masked ("ancestral"), takes its most likely token
-            ("greedy"), or is a step like any other and leaves masks ("none").
+            ("greedy"), or is a step like any other and leaves masks ("none"). With a tail all ``num_steps``
+            steps are like any other, and one more call, at ``grid_eps``, draws what is left ("tail") or takes
+            the most likely tokens ("greedy_tail"): num_steps + 1 calls, as MDLM and Duo have it.
         temperature: tokens are drawn from p**(1/temperature), renormalised; times are not affected.
         p_nucleus: tokens are drawn from the smallest set with at least this mass; 1 switches it off.
         reset: whether masks may receive new noise (infinite-mask models); without it they keep theirs.
         grid_eps: last time of the grid, as a part of the start time.
+        own: the sampler's own settings (``Settings`` of its file); None: their defaults.
 
     Raises:
-        ValueError: a value out of its range.
+        UserError: a value out of its range.
     """
 
     num_steps: int
-    noise_removal: Literal["ancestral", "greedy", "none"] = "ancestral"
+    noise_removal: Literal["ancestral", "greedy", "none", "tail", "greedy_tail"] = "ancestral"
     temperature: float = 1.0
     p_nucleus: float = 1.0
     reset: bool = True
     grid_eps: float = 1e-5
+    own: Any = None
 
     def __post_init__(self) -> None:
-        known = self.noise_removal in NOISE_REMOVAL
+        known = self.noise_removal in REMOVALS
         checks = (
             (self.num_steps >= 1, "steps", self.num_steps, "use at least 1"),
-            (known, "noise_removal", self.noise_removal, f"use one of {', '.join(NOISE_REMOVAL)}"),
+            (known, "noise_removal", self.noise_removal, f"use one of {', '.join(REMOVALS)}"),
             (
                 self.temperature > 0,
                 "temperature",
@@ -71,6 +75,45 @@ class SamplerSettings:
         for holds, key, value, hint in checks:
             if not holds:
                 raise UserError(f"sampling.{key}", value, "out of range", hint)
+
+
+def setting(default: Any, help: str, **limits: Any) -> Any:
+    """A key of a sampler's own, in a dataclass ``Settings`` of its file: ``sampling.<file>.<name>``.
+
+    Args:
+        default, help, limits: as of ``config.fields.key``, and literals: config/ reads them from the text.
+    """
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a sampler claims and needs; tests and the checks of the configuration go by it (docs/samplers.md).
+
+    Attributes:
+        claim: some three words for ``--help``.
+        exact: what the distribution of its samples is, when the network is the exact denoiser of the data.
+            "exact": that of the data, whatever the settings; "limit": that of the data when the number of
+            steps grows, each with one token to write; "sharpens": no such claim, likely texts gain.
+        families: models that it makes sense for.
+        order: ``sampling.order`` that it stands for.
+        own_order: which masks unmask in a step is not left to the process: ``sampling.order`` has no meaning,
+            and times, or mask noise, may say something else than in the process.
+        on_grid: ``sampling.steps`` matters; without it a row takes one network call a mask.
+        removals: values of ``sampling.noise_removal`` that make sense.
+        rewrites: a token that was written may change or become a mask again.
+        asks_all: in each call the head runs at all masks of a row, not only at those that unmask.
+    """
+
+    claim: str
+    exact: Literal["exact", "limit", "sharpens"]
+    families: tuple[str, ...] = ("absorbing",)
+    order: str = "random"
+    own_order: bool = False
+    on_grid: bool = True
+    removals: tuple[str, ...] = REMOVALS
+    rewrites: bool = False
+    asks_all: bool = False
 
 
 class Memory(Protocol):
@@ -152,19 +195,30 @@ class Sampler(ABC):
         schedule: alpha(t) of the process.
         mask_id: id of the mask.
         settings: the user's choices.
+
+    Raises:
+        UserError: ``noise_removal`` is one that the sampler has no use for.
     """
 
-    name: ClassVar[str]  # set by the registry
-    families: ClassVar[tuple[str, ...]] = ("absorbing",)  # models that it makes sense for
-    on_grid: ClassVar[bool] = True  # whether ``num_steps`` matters
+    # These are set by the registry.
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+    own_settings: ClassVar[type | None]  # ``Settings`` of the file
 
     def __init__(
         self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
     ) -> None:
+        removal, able = settings.noise_removal, self.traits.removals
+        if removal not in able:
+            problem = f"{self.name} leaves no mask" if removal == "none" else f"{self.name} has no such step"
+            raise UserError("sampling.noise_removal", removal, problem, f"use {' or '.join(able)}")
         self.denoiser = denoiser
         self.schedule = schedule
         self.mask_id = mask_id
         self.settings = settings
+        self.own = settings.own
+        if self.own is None and self.own_settings is not None:
+            self.own = self.own_settings()
 
     def begin(self, state: State) -> State:
         """The state that the first step sees: a sampler that remembers puts its ``memory`` in here."""
@@ -235,13 +289,14 @@ class Sampler(ABC):
         draws: Draws,
         *,
         greedy: Tensor | bool = False,
+        noted: Tensor | None = None,
     ) -> State:
         """Write tokens at the positions ``where`` (B, L) bool, drawn from ``prediction`` of the same rows."""
 
         def law(rows: Tensor, columns: Tensor) -> Tensor:
             return prediction.at(rows * where.shape[1] + columns)
 
-        return self.write(step, state, where, law, prediction.vocab_size, draws, greedy=greedy)
+        return self.write(step, state, where, law, prediction.vocab_size, draws, greedy=greedy, noted=noted)
 
     def write(
         self,
@@ -253,11 +308,14 @@ class Sampler(ABC):
         draws: Draws,
         *,
         greedy: Tensor | bool = False,
+        noted: Tensor | None = None,
     ) -> State:
         """Write tokens at the positions ``where`` (B, L) bool, drawn from ``law``.
 
         The law is asked about these positions alone and in chunks: nothing of size (B, L, V) exists. Where
         ``greedy`` holds, for all rows or row by row (B,), the likeliest token is taken instead of a draw.
+        ``noted`` (B, L) float64 takes the log-probabilities, temperature and nucleus included, of what was
+        written.
         """
         x = state.x.clone()
         for rows, columns in chunks(where, vocab_size):
@@ -269,6 +327,8 @@ class Sampler(ABC):
                 if isinstance(greedy, Tensor):
                     tokens = torch.where(greedy[rows], log_x_theta.argmax(-1), tokens)
             x[rows, columns] = tokens
+            if noted is not None:
+                noted[rows, columns] = self.token_law(log_x_theta).gather(1, tokens[:, None]).squeeze(1)
         return replace(state, x=x)
 
     def token_law(self, log_x_theta: Tensor) -> Tensor:

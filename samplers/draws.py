@@ -29,6 +29,10 @@ class Draws(Protocol):
         """Uniforms (B, 2), float64: time and position of hit ``number`` of a step (first hitting)."""
         ...
 
+    def order(self, step: int, length: int) -> Tensor:
+        """Uniforms (B, length), float64 in [0, 1): of samplers that rank positions, besides ``actions``."""
+        ...
+
     def cond_keys(self, step: int) -> Tensor:
         """Keys (B,) int64 from which fresh mask noise is drawn."""
         ...
@@ -44,6 +48,7 @@ class _Purpose(IntEnum):
     TOKENS = 1001
     HITS = 1002
     COND = 1003
+    ORDER = 1004
 
 
 class KeyedDraws:
@@ -71,6 +76,9 @@ class KeyedDraws:
     def hits(self, step: int, number: int = 0) -> Tensor:
         keys = self._at(step, _Purpose.HITS)
         return uniform(fold_in(keys, number) if number else keys, 2)
+
+    def order(self, step: int, length: int) -> Tensor:
+        return uniform(self._at(step, _Purpose.ORDER), length)
 
     def cond_keys(self, step: int) -> Tensor:
         return self._at(step, _Purpose.COND)

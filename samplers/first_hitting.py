@@ -7,10 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusion.noise import Schedule
-from diffusion.parameterization import Denoiser
-from errors import UserError
-from samplers.base import Sampler, SamplerSettings, State
+from samplers.base import Sampler, State
 from samplers.draws import Draws
 from samplers.registry import register
 
@@ -35,27 +32,20 @@ def next_hit(is_masked: Tensor, masked_t: Tensor, uniforms: Tensor) -> tuple[Ten
     return hit, torch.where(num_masked > 0, u_time ** (1 / num_masked.clamp(min=1).double()), 1) * masked_t
 
 
-@register("first_hitting")
+@register(
+    "first_hitting",
+    claim="exact, a call a token",
+    exact="exact",
+    on_grid=False,
+    removals=("ancestral",),
+)
 class FirstHitting(Sampler):
     """The reverse process in continuous time: one network call for each mask, at the time it unmasks.
 
     ``next_hit`` says which mask unmasks next and when. In between every mask keeps its noise with probability
     alpha_t / alpha_s. There is no grid (``num_steps`` and ``grid_eps`` play no part) and no discretisation
     error.
-
-    Raises:
-        ValueError: ``noise_removal`` other than ancestral; no mask is left for it to act on.
     """
-
-    on_grid = False
-
-    def __init__(
-        self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
-    ) -> None:
-        if settings.noise_removal != "ancestral":
-            problem = "first_hitting leaves no mask to remove"
-            raise UserError("sampling.noise_removal", settings.noise_removal, problem, "use ancestral")
-        super().__init__(denoiser, schedule, mask_id, settings)
 
     def pending(self, step: int, state: State) -> Tensor:
         return (state.x == self.mask_id).any(-1)

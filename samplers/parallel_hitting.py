@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusion import NEG_INF
-from diffusion.noise import Schedule
-from diffusion.parameterization import Denoiser, Prediction
-from errors import UserError
-from samplers.base import Sampler, SamplerSettings, State
+from diffusion.parameterization import Prediction
+from samplers.base import Sampler, State
 from samplers.draws import Draws
 from samplers.first_hitting import next_hit
 from samplers.registry import register
@@ -31,7 +29,12 @@ class Hits:
     last: Tensor
 
 
-@register("first_hitting_parallel")
+@register(
+    "first_hitting_parallel",
+    claim="several tokens a call",
+    exact="limit",
+    removals=("ancestral", "greedy"),
+)
 class ParallelHitting(Sampler):
     """First hitting in ``num_steps`` network calls, each of which serves an equal share of the hits.
 
@@ -39,19 +42,7 @@ class ParallelHitting(Sampler):
     drawn from the same prediction, at times and positions of their own. With n masks left and r calls to go a
     call takes ceil(n / r): min(num_steps, n) calls in all. With one hit a call this is ``first_hitting``,
     draw by draw. ``noise_removal=greedy`` takes the likeliest tokens in the last call.
-
-    Raises:
-        ValueError: ``noise_removal`` none; no mask is left to stay.
     """
-
-    def __init__(
-        self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
-    ) -> None:
-        if settings.noise_removal == "none":
-            raise UserError(
-                "sampling.noise_removal", "none", f"{self.name} leaves no mask", "use ancestral or greedy"
-            )
-        super().__init__(denoiser, schedule, mask_id, settings)
 
     def pending(self, step: int, state: State) -> Tensor:
         return (state.x == self.mask_id).any(-1)
@@ -105,30 +96,30 @@ class ParallelHitting(Sampler):
 
 @dataclass(frozen=True)
 class Past:
-    """The last call of each row: its ``prediction``, the ``row`` (B,) of it, its time ``t`` (B,) and the
-    positions that it ``wrote`` (B, L) bool. Rows without a call yet have row -1."""
+    """The last call of each row: its ``prediction``, the ``row`` (B,) of it, its time ``t`` (B,). Rows
+    without a call yet have row -1."""
 
     prediction: Prediction | None
     row: Tensor
     t: Tensor
-    wrote: Tensor
 
     @classmethod
     def nothing(cls, state: State) -> Past:
         """No call yet."""
-        return cls(None, torch.full_like(state.t, -1, dtype=torch.int64), state.t, state.x != state.x)
+        return cls(None, torch.full_like(state.t, -1, dtype=torch.int64), state.t)
 
     @classmethod
-    def of(cls, state: State, wrote: Tensor, prediction: Prediction) -> Past:
+    def of(cls, state: State, prediction: Prediction) -> Past:
         """A call of all rows of ``state`` at its times."""
-        return cls(prediction, torch.arange(len(state.x), device=state.x.device), state.t, wrote)
+        return cls(prediction, torch.arange(len(state.x), device=state.x.device), state.t)
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """What that call said (N, V), float64, at positions ``columns`` (N,) of the rows ``rows`` (N,)."""
-        return self.prediction.at(self.row[rows] * self.wrote.shape[1] + columns).double()
+        assert self.prediction is not None
+        return self.prediction.at(self.row[rows] * self.prediction.xt.shape[1] + columns).double()
 
     def select(self, rows: Tensor) -> Past:
-        return Past(self.prediction, self.row[rows], self.t[rows], self.wrote[rows])
+        return Past(self.prediction, self.row[rows], self.t[rows])
 
     def merge(self, rows: Tensor, part: Past) -> Past:
         # All rows that still have masks are called together: what is left out here is finished.
@@ -136,11 +127,15 @@ class Past:
             part.prediction,
             self.row.index_copy(0, rows, part.row),
             self.t.index_copy(0, rows, part.t),
-            self.wrote.index_copy(0, rows, part.wrote),
         )
 
 
-@register("first_hitting_extrapolated")
+@register(
+    "first_hitting_extrapolated",
+    claim="the same, second order",
+    exact="limit",
+    removals=("ancestral", "greedy"),
+)
 class ExtrapolatedHitting(ParallelHitting):
     """Parallel first hitting of second order: each token is drawn at its own time, not at that of the call.
 
@@ -178,58 +173,6 @@ class ExtrapolatedHitting(ParallelHitting):
             ahead_of_now = (now + weight[some].unsqueeze(-1) * change).log_softmax(-1)
             return log_probs.index_copy(0, some, ahead_of_now)
 
-        memory = Past.of(state, hits.where, prediction)
+        memory = Past.of(state, prediction)
         state = self.write(step, state, hits.where, law, prediction.vocab_size, draws, greedy=greedy)
         return replace(state, memory=memory)
-
-
-@register("first_hitting_corrected")
-class CorrectedHitting(ParallelHitting):
-    """Parallel first hitting with a predictor-corrector: what a call wrote is drawn once more after the next.
-
-    That next call sees the tokens, so that what the network says at their positions now takes account of
-    those that were written together with them. They are redrawn, with the random numbers of their first draw
-    and without a call of their own, from the mean of both log-probabilities (the trapezoidal rule). The
-    common random numbers make this a correction: a token changes only as far as its law does. The tokens of
-    the last call stay as they are, and so does a token that was written alone, whose draw needed none.
-
-    It takes a network that knows something of positions it sees: what they are likely to hold given all
-    others. The losses of masked models teach them nothing there, and their own reading of such positions, to
-    carry the token over, would correct nothing. With a plain MDLM this makes texts worse (a small one wrote
-    7.5 % known words in 8 calls instead of 24.6 %); it is for networks that are trained to give such
-    conditionals.
-    """
-
-    def begin(self, state: State) -> State:
-        return replace(state, memory=Past.nothing(state))
-
-    def write_hits(
-        self,
-        step: int,
-        state: State,
-        hits: Hits,
-        prediction: Prediction,
-        draws: Draws,
-        greedy: Tensor | bool,
-    ) -> State:
-        past = state.memory
-        assert isinstance(past, Past)
-        state = replace(state, memory=Past.of(state, hits.where, prediction))
-        together = past.wrote & (past.wrote.sum(-1, keepdim=True) > 1)
-        if past.prediction is not None:
-            state = self._correct(step - 1, state, together, past, prediction, draws)
-        return self.unmask(step, state, hits.where, prediction, draws, greedy=greedy)
-
-    def _correct(
-        self, step: int, state: State, where: Tensor, past: Past, prediction: Prediction, draws: Draws
-    ) -> State:
-        """Redraw the tokens of call ``step`` at ``where`` (B, L) after the call that gave ``prediction``."""
-        nothing_carried = torch.full_like(state.x, self.mask_id)
-        seen = prediction.with_features(prediction.features, nothing_carried)
-        length = where.shape[1]
-
-        def law(rows: Tensor, columns: Tensor) -> Tensor:
-            after = seen.at(rows * length + columns).double()
-            return ((past.at(rows, columns) + after) / 2).log_softmax(-1)
-
-        return self.write(step, state, where, law, prediction.vocab_size, draws)

@@ -1,66 +1,72 @@
-"""The table of samplers by name (``sampling.predictor``)."""
+"""The table of samplers: what ``sampling.predictor`` and ``sampling.order`` name, and what each claims.
+
+A sampler file registers its classes with ``@register(name, ...)``. The arguments are literals: config/ reads
+them from the file's text (``config.samplers``), because importing a sampler means importing torch, which
+neither ``--help`` nor a mistyped key should wait for.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Literal
 
 from errors import UserError
-from samplers.base import Sampler
+from samplers.base import REMOVALS, Sampler, Traits
 
-SAMPLERS: dict[str, type[Sampler]] = {}
-ORDERED: dict[tuple[str, str], type[Sampler]] = {}  # (predictor, order) -> what takes the predictor's place
-IN_FAMILY: dict[tuple[str, str], type[Sampler]] = {}  # (predictor, family) -> the same for such models
+Key = tuple[str, str, str]  # predictor, family of models, order
+
+REGISTRY: dict[Key, type[Sampler]] = {}
 
 
-def register(name: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Class decorator that enters a sampler under ``name``; a name can be taken once."""
+def register(
+    *names: str,
+    claim: str,
+    exact: Literal["exact", "limit", "sharpens"],
+    families: tuple[str, ...] = ("absorbing",),
+    order: str = "random",
+    own_order: bool = False,
+    on_grid: bool = True,
+    removals: tuple[str, ...] = REMOVALS,
+    rewrites: bool = False,
+    asks_all: bool = False,
+) -> Callable[[type[Sampler]], type[Sampler]]:
+    """Class decorator that enters a sampler under ``names``; ``order`` other than random: in place of them.
+
+    Each name can be taken once for a family of models and an order. The other arguments are the ``Traits``.
+    """
 
     def enter(cls: type[Sampler]) -> type[Sampler]:
-        assert name not in SAMPLERS, f"two samplers are called {name}"
-        SAMPLERS[name] = cls
-        cls.name = name
+        for name in names:
+            for family in families:
+                assert (name, family, order) not in REGISTRY, f"two samplers are called {name}"
+                REGISTRY[name, family, order] = cls
+        cls.name = names[0] if order == "random" else order
+        cls.traits = Traits(claim, exact, families, order, own_order, on_grid, removals, rewrites, asks_all)
+        cls.own_settings = getattr(sys.modules[cls.__module__], "Settings", None)
         return cls
 
     return enter
 
 
-def register_for(family: str, predictor: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Class decorator: for models of ``family`` the sampler is what ``predictor`` means."""
-
-    def enter(cls: type[Sampler]) -> type[Sampler]:
-        IN_FAMILY[predictor, family] = cls
-        cls.name = predictor
-        return cls
-
-    return enter
-
-
-def register_order(order: str, *predictors: str) -> Callable[[type[Sampler]], type[Sampler]]:
-    """Class decorator: the sampler takes the place of ``predictors`` where ``sampling.order=order``."""
-
-    def enter(cls: type[Sampler]) -> type[Sampler]:
-        ORDERED.update({(predictor, order): cls for predictor in predictors})
-        cls.name = order
-        return cls
-
-    return enter
+def sampler_names(family: str = "absorbing") -> list[str]:
+    """The predictors for models of ``family``, sorted."""
+    return sorted({name for name, of, order in REGISTRY if of == family and order == "random"})
 
 
 def get_sampler(name: str, family: str = "absorbing", order: str = "random") -> type[Sampler]:
     """The sampler class called ``name``, for a model of ``family``, that unmasks in ``order``.
 
     Raises:
-        ValueError: no sampler has this name, it makes no sense for such a model, or has no such order.
+        UserError: no sampler has this name, it makes no sense for such a model, or has no such order.
     """
-    able = {n: sampler for n, sampler in SAMPLERS.items() if family in sampler.families}
-    able |= {n: sampler for (n, of), sampler in IN_FAMILY.items() if of == family}
+    able = sampler_names(family)
     if name not in able:
-        problem = f"not for {family} models" if name in SAMPLERS else "no such sampler"
-        raise UserError("sampling.predictor", name, problem, f"use one of {', '.join(sorted(able))}")
-    if order == "random":
-        return able[name]
-    if (name, order) not in ORDERED or family not in ORDERED[name, order].families:
-        others = sorted(predictor for predictor, kind in ORDERED if kind == order)
-        hint = f"use sampling.predictor={' or '.join(others)}" if family == "absorbing" else "use random"
+        is_known = any(name == other for other, _, _ in REGISTRY)
+        problem = f"not for {family} models" if is_known else "no such sampler"
+        raise UserError("sampling.predictor", name, problem, f"use one of {', '.join(able)}")
+    if (name, family, order) not in REGISTRY:
+        others = sorted(other for other, of, its in REGISTRY if of == family and its == order)
+        hint = f"use sampling.predictor={' or '.join(others)}" if others else "use random"
         raise UserError("sampling.order", order, f"not an order of {name}", hint)
-    return ORDERED[name, order]
+    return REGISTRY[name, family, order]

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffusion.noise import Schedule
-from diffusion.parameterization import Denoiser
-from errors import UserError
-from samplers.base import Sampler, SamplerSettings, State
+from diffusion.parameterization import Prediction
+from samplers.base import State
 from samplers.draws import Draws
-from samplers.registry import register_order
+from samplers.planned import Planned
+from samplers.registry import register
 
 
 @functools.lru_cache(maxsize=4096)
@@ -70,50 +69,25 @@ class Plan:
         return self  # made once, never changed
 
 
-@register_order("spread", "ancestral", "ancestral_cache")
-class Spread(Sampler):
+@register(
+    "ancestral",
+    "ancestral_cache",
+    order="spread",
+    claim="calls far apart",
+    exact="limit",
+    own_order=True,
+    removals=("ancestral", "greedy"),
+)
+class Spread(Planned):
     """``num_steps`` network calls, each of which unmasks its part of a fixed order (``spread_calls``).
 
     A row with fewer masks than ``num_steps`` takes one call a mask; with as many calls as masks any fixed
     order has the law of the model itself. Positions given at the start are left out of the order.
-
-    The order takes the place of the coins that say which masks unmask, and of nothing else. Time is where the
-    process would be with the masks that are left: from n masks at t to n' the time s has
-    (1 - alpha_s) / (1 - alpha_t) = n' / n, the expectation of what stays masked. In that time a mask that
-    stays keeps its noise with probability alpha_t / alpha_s and else gets a new one, as given that it stays
-    in the process. The last call of a row ends at alpha_s = 1, greedily where ``noise_removal`` says so.
-
-    Raises:
-        ValueError: ``noise_removal`` none; no mask is left to stay.
     """
-
-    def __init__(
-        self, denoiser: Denoiser, schedule: Schedule, mask_id: int, settings: SamplerSettings
-    ) -> None:
-        if settings.noise_removal == "none":
-            problem = "sampling.order=spread leaves no mask"
-            raise UserError("sampling.noise_removal", "none", problem, "use ancestral or greedy")
-        super().__init__(denoiser, schedule, mask_id, settings)
 
     def begin(self, state: State) -> State:
         return replace(state, memory=Plan.make(state.x == self.mask_id, self.settings.num_steps))
 
-    def pending(self, step: int, state: State) -> Tensor:
-        return (state.x == self.mask_id).any(-1)
-
-    def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
+    def choose(self, step: int, state: State, prediction: Prediction, draws: Draws) -> Tensor:
         assert isinstance(state.memory, Plan)
-        is_masked = state.x == self.mask_id
-        due = is_masked & (state.memory.call == step)
-        stays = is_masked & ~due
-        is_last = ~stays.any(-1)
-        greedy = is_last if self.settings.noise_removal == "greedy" else False
-        written = self.unmask(step, state, due, self.predict(state), draws, greedy=greedy)
-
-        share = stays.sum(-1) / is_masked.sum(-1).double()
-        alpha_s = 1 - share * self.schedule.masked(state.t)
-        keep = (self.schedule.alpha(state.t) / alpha_s).unsqueeze(-1)
-        resets = stays & (draws.actions(step, stays.shape[1]) >= keep)
-        s = torch.where(is_last, 0.0, self.schedule.inverse(alpha_s))
-        state = self.refresh(step, replace(written, t=s), resets, draws)
-        return state, torch.ones_like(is_last)
+        return (state.x == self.mask_id) & (state.memory.call == step)

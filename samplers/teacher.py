@@ -26,7 +26,7 @@ def teacher_targets(
     draws: Draws,
     *,
     sees_time: bool,
-) -> Prediction:
+) -> tuple[Prediction, Tensor | None]:
     """Ask a teacher K times, an ancestral step between each two (SDTT, arXiv 2410.21035, algorithm 1).
 
     The target of a masked position of ``xt`` is what the teacher said at the step that unmasked it, and for
@@ -43,7 +43,8 @@ def teacher_targets(
         sees_time: the teacher is conditioned on time: all rows are asked about at every step.
 
     Returns:
-        The targets as a prediction at ``xt``.
+        The targets as a prediction at ``xt``; and, like ``cond``, the noise that the teacher saw last: with
+        the resets of all its steps but the last, after which it is not asked again.
     """
     state = State(xt, times[0], cond)
     answer = sampler.predict(state)
@@ -62,4 +63,4 @@ def teacher_targets(
             asked = sampler.predict(state.select(rows))
             latest = latest.index_copy(0, rows, asked.features)
         target = torch.where((state.x == sampler.mask_id).unsqueeze(-1), latest, target)
-    return answer.with_features(target, xt)
+    return answer.with_features(target, xt), state.cond

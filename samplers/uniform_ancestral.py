@@ -15,30 +15,34 @@ import torch
 from torch import Tensor
 
 from diffusion.parameterization import Prediction
-from diffusion.uniform import Uniform, uniform_reverse
+from diffusion.uniform import Uniform, UniformReverse, uniform_reverse
 from samplers.ancestral import Ancestral
 from samplers.base import State, chunks
 from samplers.draws import Draws
-from samplers.registry import register_for
+from samplers.registry import register
 
 
-@register_for("uniform", "ancestral")
+@register(
+    "ancestral",
+    claim="the process, in steps",
+    exact="limit",
+    families=("uniform",),
+    rewrites=True,
+)
 class UniformAncestral(Ancestral):
     """``num_steps`` network calls of the whole batch, on the grid of masked models.
 
-    The last step goes to t = 0: drawn from the posterior, or (``noise_removal`` greedy, the greedy tail of
-    Duo) the likeliest token of x_theta at every position; with none it is a step like the others, and a
-    little noise stays. Temperature and nucleus act on x_theta, before the posterior. Positions that are fixed
-    keep their token in every step.
+    The last step goes to t = 0: drawn from the posterior, or (``noise_removal`` greedy) the likeliest token
+    of x_theta at every position; with none it is a step like the others, and a little noise stays. Duo's own
+    programs end with one call more, at ``grid_eps``: tail, and greedy_tail for their greedy tail. Temperature
+    and nucleus act on x_theta, before the posterior. Positions that are fixed keep their token in every step.
     """
-
-    families = ("uniform",)
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
         s, alpha_s, greedy = self.target(step, state.t)
         alphas = torch.stack([self.schedule.alpha(state.t), alpha_s])
         uniforms = draws.actions(step, state.x.shape[1])
-        least = uniform_reverse(*alphas, 0.0, 1).keep.unsqueeze(-1)
+        least = self.mixture(step, alphas, 0.0, 1).keep.unsqueeze(-1)
         where = torch.ones_like(state.x, dtype=torch.bool) if greedy else uniforms >= least
         if state.fixed is not None:
             where &= ~state.fixed
@@ -77,7 +81,7 @@ class UniformAncestral(Ancestral):
             law = self.token_law(prediction.at(rows * length + columns))
             old, u = x[rows, columns], uniforms[rows, columns]
             p_xt = law.gather(1, old.unsqueeze(1)).squeeze(1).exp()
-            keep, noise, _ = uniform_reverse(*alphas[:, rows], p_xt, size)
+            keep, noise, _ = self.mixture(step, alphas[:, rows], p_xt, size)
             # What is left of the uniform is one again; where there is no noise no u gets here.
             random = Uniform(size).prior(((u - keep) / noise).clamp(0, 1))
             tokens = torch.where(u < keep, old, random)
@@ -86,12 +90,23 @@ class UniformAncestral(Ancestral):
             x[rows, columns] = tokens
         return replace(state, x=x)
 
+    def mixture(self, step: int, alphas: Tensor, p_xt: Tensor | float, vocab_size: int) -> UniformReverse:
+        """What step number ``step`` draws a position from, with ``alphas`` (2, N); see ``uniform_reverse``.
+        ``keep`` grows with ``p_xt``."""
+        return uniform_reverse(alphas[0], alphas[1], p_xt, vocab_size)
+
     def calls_for(self, where: Tensor) -> Tensor:
         """Rows (B,) bool that the network is asked about in this step: all of them."""
         return where.new_ones(len(where))
 
 
-@register_for("uniform", "ancestral_cache")
+@register(
+    "ancestral_cache",
+    claim="the same, fewer calls",
+    exact="limit",
+    families=("uniform",),
+    rewrites=True,
+)
 class UniformAncestralCache(UniformAncestral):
     """The same draws and tokens as ``ancestral``, calling the network only for rows where one is open."""
 

@@ -110,13 +110,13 @@ everywhere() {
 suite=$(basename "$(dirname "$script")")
 case "$suite" in
 lm1b)
-    data=(data=lm1b-wrap model=small model.length=128) cap=(model.softcap=50)
+    data=(data=lm1b-wrap model=small model.length=128) cap=(model.softcap=50) label=LM1B
     batch=128 samples_batch=64 samples_batches=16 ;;
 owt)
-    data=(data=openwebtext-split model=small model.length=1024) cap=()
+    data=(data=openwebtext-split model=small model.length=1024) cap=() label=openwebtext-split
     batch=32 samples_batch=32 samples_batches=32 ;;
 owt_large)
-    data=(data=openwebtext-split model=large model.length=1024 model.qk_norm=False) cap=()
+    data=(data=openwebtext-split model=large model.length=1024 model.qk_norm=False) cap=() label=openwebtext-split
     batch=16 samples_batch=32 samples_batches=32 ;;
 *) fail "$script: its folder is none of lm1b, owt, owt_large" ;;
 esac
@@ -149,9 +149,10 @@ pretrain() {
         lr_scheduler.num_warmup_steps=2500 "${@:2}"
 }
 
-# sdtt NAME GLOBAL WORDS...: seven rounds of 10,000 steps; by the argument ckpt.
+# sdtt NAME GLOBAL WORDS...: seven rounds of 10,000 steps; by the argument ckpt. The loss is that of 16 sequences
+# at a time however many a device takes at once, as published.
 sdtt() {
-    train "$1" 16 "$2" "${data[@]}" algo=im-sdtt "${@:3}" training.finetune_path="$ckpt" \
+    train "$1" 16 "$2" "${data[@]}" algo=im-sdtt algo.loss_slice_rows=16 "${@:3}" training.finetune_path="$ckpt" \
         trainer.max_steps=70001 optim.lr=6e-5 lr_scheduler.num_warmup_steps=500
 }
 
@@ -171,7 +172,7 @@ datagen() {
 # ppl NAME BATCH WORDS...: perplexity of the validation set; by the argument ckpt.
 ppl() {
     everywhere mode=ppl_eval "${data[@]}" "${@:3}" loader.eval_batch_size="$2" eval.checkpoint_path="$ckpt" \
-        eval.generated_samples_path="results/$suite/ppl/$1-${data[0]#data=}-gpt2.json"
+        eval.generated_samples_path="results/$suite/ppl/$1-$label-gpt2.json"
 }
 
 # zero_shot NAME WORDS...: perplexity of other data sets, a file each and a table; by the argument ckpt.

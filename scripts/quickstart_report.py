@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.generated import pydoc_text  # noqa: E402
 from metrics import word_share  # noqa: E402
-from utils import atomic_open, write_json  # noqa: E402
+from utils import atomic_open, printable, write_json  # noqa: E402
 
 # folder -> (label, colour, line): one colour a stage, dashed for the classical twins.
 Models = dict[str, tuple[str, str, str]]
@@ -188,7 +188,7 @@ def report(
     }
     write_json(out / "summary.json", numbers)
     figure(models, judge, out / "figure.png", looks, panels)
-    print(f"{texts}\n{shown}")
+    print(printable(f"{texts}\n{shown}"))
     print(f"table    {out / 'table.md'}\nfigure   {out / 'figure.png'}\nsamples  {out / 'samples.txt'}")
     for model in ("ar", *models):
         print(f"{model:8} {folder / model}/ (config.yaml, checkpoints/last.ckpt, results/*.json)")

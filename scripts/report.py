@@ -15,7 +15,7 @@ from reporting.find import find  # noqa: E402
 from reporting.markdown import markdown  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.sections import sections  # noqa: E402
-from utils import atomic_open  # noqa: E402
+from utils import atomic_open, printable, well_formed  # noqa: E402
 
 
 def report(runs: Sequence[str], out: Path, *, title: str, texts: int, walks: int) -> list[str]:
@@ -34,7 +34,7 @@ def report(runs: Sequence[str], out: Path, *, title: str, texts: int, walks: int
     }
     for path, content in pages.items():
         with atomic_open(path) as file:
-            file.write(content)
+            file.write(well_formed(content))
     return findings.problems
 
 
@@ -56,10 +56,10 @@ def main(words: Sequence[str]) -> int:
         counts = {"texts": max(given.texts, 0), "walks": max(given.trajectories, 0)}
         problems = report(given.runs, given.out, title=title, **counts)
     except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(printable(" ".join(str(error).split())), file=sys.stderr)
         return 2
     for line in problems:
-        print(f"not read: {line}", file=sys.stderr)
+        print(f"not read: {printable(line)}", file=sys.stderr)
     print(f"page    {given.out}\ntables  {given.out.with_suffix('.md')}")
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -13,15 +15,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from data.tokenizers import boundary_ids
 from errors import UserError
 from models.checkpoint import ROTARY
 from models.export import modeling_mask_diffusion as template
 from models.hf_layouts import CONFIG_FILE, WEIGHTS
+from tasks.export_tokenizer import exported_tokenizer
 from tasks.setup import build_evaluated
 from tasks.weights import read_source
 from trainer_base import TrainerBase
-from utils import get_logger, write_json
+from utils import TEMPORARY, get_logger, remove_leftovers, temporary_prefix, write_json
 
 log = get_logger("export")
 
@@ -32,19 +37,22 @@ CODE = Path(template.__file__).name
 def export(cfg: DictConfig) -> dict[str, Any]:
     """Write ``eval.checkpoint_path`` (its averaged weights unless ``eval.disable_ema``) to ``export.path``.
 
-    The folder appears as a whole or not at all; an earlier export there is replaced.
+    The folder appears as a whole or not at all; an earlier export there is replaced, and there is the old one
+    or the new one at any time. What killed exports left beside it is removed.
 
     Returns:
         The folder, the number of parameters, and whether the weights are averages.
 
     Raises:
-        ValueError: when something else lies at ``export.path``, or the checkpoint does not fit.
+        UserError: when something else lies at ``export.path``, or the checkpoint does not fit.
+        OSError: with the name of the folder, when the disk is full.
     """
     target = Path(cfg.export.path).expanduser()
     _refuse_foreign_folder(target, written=None)
     module = build_evaluated(cfg)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    remove_leftovers(target)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=temporary_prefix(target), suffix=TEMPORARY))
     try:
         _write(temporary, module, cfg)
         _refuse_foreign_folder(target, {path.name for path in temporary.iterdir()})
@@ -78,28 +86,71 @@ def _refuse_foreign_folder(target: Path, written: set[str] | None) -> None:
 
 
 def _move(temporary: Path, target: Path) -> None:
+    """Put the folder ``temporary`` in the place of ``target``; ``temporary`` then holds what was there."""
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o777 & ~umask)  # mkdtemp makes private folders
-    if not target.exists() or not any(target.iterdir()):
-        os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)  # nothing is there, or an empty folder
         return
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if _exchange(temporary, target):
+        return
+    # One file at a time: the folder loads at any moment, but for that between the last two if the networks
+    # are of different shapes.
+    late = (CONFIG_FILE, WEIGHTS)
+    early = [path.name for path in temporary.iterdir() if path.name not in late]
+    for name in (*early, *late):
+        os.replace(temporary / name, target / name)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where the system (other than Linux) or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def _write(folder: Path, module: TrainerBase, cfg: DictConfig) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with module.ema_weights():
         weights = exported_weights(module)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG_FILE, config_json(module, cfg))
-    shutil.copyfile(template.__file__, folder / CODE)
-    module.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(module, cfg), encoding="utf-8")
+    tokenizer = exported_tokenizer(module)
+    config, card = config_json(module, cfg, tokenizer), model_card(module, cfg)
+    try:
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG_FILE, config)
+        (folder / CODE).write_bytes(Path(template.__file__).read_bytes())
+        _write_tokenizer(folder, tokenizer, cfg)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except SafetensorError as error:
+        raise _unwritten(cfg, "the weights", error) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, cfg.export.path) from error
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, cfg: DictConfig) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:  # which is what the tokenizers library raises when it cannot write
+            raise
+        raise _unwritten(cfg, "the tokenizer", error) from error
+
+
+def _unwritten(cfg: DictConfig, what: str, error: Exception) -> UserError:
+    hint = "make room, or choose another place"
+    return UserError(KEY, cfg.export.path, f"{what} cannot be written ({error})", hint)
 
 
 def exported_weights(module: TrainerBase) -> dict[str, Tensor]:
@@ -111,15 +162,24 @@ def exported_weights(module: TrainerBase) -> dict[str, Tensor]:
     }
 
 
-def config_json(module: TrainerBase, cfg: DictConfig) -> dict[str, Any]:
-    """The content of config.json: hyper-parameters, and which class of the file beside it is which."""
+def config_json(module: TrainerBase, cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The content of config.json: hyper-parameters, which class of the file beside it is which, the ids that
+    training put around texts; ``tokenizer`` is the one that lies beside it."""
     network = module.backbone.config
     names = ("vocab_size", "hidden_size", "cond_dim", "n_blocks", "n_heads", "length", "softcap", "qk_norm")
     head = "MaskDiffusionForCausalLM" if network.causal else "MaskDiffusionForMaskedLM"
     auto = "AutoModelForCausalLM" if network.causal else "AutoModelForMaskedLM"
     module_name = CODE.removesuffix(".py")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and eos is not None:
+        bos, eos = boundary_ids(tokenizer, cfg.data.eos)
+    elif network.causal:
+        bos = network.mask_id  # it stands in front of texts without bos
+    sizes = {name: getattr(network, name) for name in names}
+    if network.causal:
+        sizes["softcap"] = -1.0  # causal blocks cap nothing, whatever the configuration says
     config = template.MaskDiffusionConfig(
-        **{name: getattr(network, name) for name in names},
+        **sizes,
         mask_token_id=network.mask_id,
         causal=network.causal,
         time_conditioning=cfg.algo.time_conditioning,
@@ -128,9 +188,9 @@ def config_json(module: TrainerBase, cfg: DictConfig) -> dict[str, Any]:
         dtype="float32",
         auto_map={"AutoConfig": f"{module_name}.MaskDiffusionConfig", auto: f"{module_name}.{head}"},
         algorithm=cfg.algo.name,
-        bos_token_id=module.tokenizer.bos_token_id,
-        eos_token_id=module.tokenizer.eos_token_id,
-        pad_token_id=module.tokenizer.pad_token_id,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return json.loads(config.to_json_string())
 
@@ -191,9 +251,9 @@ def _known_numbers(module: TrainerBase, cfg: DictConfig) -> dict[str, str]:
     if path.name != "last.ckpt" or not result.is_file() or not module.uses_ema:
         return {}
     measured = json.loads(result.read_text(encoding="utf-8"))
-    bound = "" if module.exact_likelihood else " (upper bound)"
+    bound = "" if module.objective.settings.exact_likelihood else " (upper bound)"
     names = {"val/ppl": f"validation perplexity{bound}", "val/bpd": f"validation bits per token{bound}"}
-    return {words: f"{measured[name]:.4g}" for name, words in names.items() if name in measured}
+    return {words: f"{measured[n]:.4g}" for n, words in names.items() if measured.get(n) is not None}
 
 
 def _example(module: TrainerBase) -> str:
@@ -205,7 +265,8 @@ def _example(module: TrainerBase) -> str:
         )
         return (
             f"ids = torch.tensor([[{first}]])  # every text begins so\n"
-            "log_probs = model(ids).logits.log_softmax(-1)  # of the token behind each"
+            "log_probs = model(ids).logits.log_softmax(-1)  # of the token behind each\n"
+            "text = tokenizer.decode(model.generate(ids, do_sample=True, max_length=model.config.length)[0])"
         )
     if module.backbone.config.mask_id is None:
         ids = "ids = torch.randint(model.config.vocab_size, (1, model.config.length))"
@@ -218,10 +279,14 @@ def _remarks(module: TrainerBase) -> str:
     network, said = module.backbone.config, []
     if network.causal:
         said.append(
-            "Padding stands on the right; the attention mask is ignored, and the mask has no probability."
+            "Padding (`attention_mask` 0) may stand on either side, and the mask has no probability. "
+            "`generate()` computes the whole text for every token."
         )
     elif network.mask_id is not None:
-        said.append("The mask is no token: leave its column of the logits out of a softmax.")
+        said.append(
+            "The mask is no token: leave its column of the logits out of a softmax. "
+            "Padding (`attention_mask` 0) is not seen."
+        )
     if network.mask_noise is not None:
         said.append(
             "Every mask carries a random state: `noise_seeds` (int64, the shape of the ids) says which, and "

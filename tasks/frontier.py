@@ -14,11 +14,13 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from algo import ALGORITHMS
-from dataloader import AUTO, batch_sizes
+from algo import OBJECTIVES
+from data.decoding import rule_of
+from dataloader import AUTO, batch_sizes, get_tokenizer
 from errors import UserError
 from models.hf_layouts import PATTERNS
 from models.precision import Precision
+from reporting.read import is_number, point_problem
 from samplers.registry import get_sampler
 from tasks.frontier_report import Point, write_report
 from tasks.names import name_and_path
@@ -26,9 +28,10 @@ from tasks.processes import Processes
 from tasks.sample_eval import sample_run
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
 from tasks.setup import build_evaluated, evaluation_device
-from tasks.weights import read_source
+from tasks.stored import checked_settings
+from tasks.weights import read_source, recorded_settings, refuse_unknown_algorithm
 from trainer_base import TrainerBase
-from utils import atomic_open, get_logger, write_json
+from utils import atomic_open, get_logger, to_json, write_json
 
 log = get_logger("frontier")
 
@@ -106,23 +109,23 @@ class PointStore:
         """All points, in the order in which they were made.
 
         Raises:
-            ValueError: a line is no point.
+            UserError: a line is no point.
         """
         if not self.path.exists():
             return []
         points = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
             try:
-                points.append(json.loads(line))
-                points[-1]["key"], points[-1]["settings"]
-            except (ValueError, KeyError, TypeError) as error:
-                problem = f"line {number} of points.jsonl is no point"
-                raise UserError(
-                    "frontier.path",
-                    str(self.path.parent),
-                    problem,
-                    "remove that line, or give another folder",
-                ) from error
+                point = json.loads(line)
+                problem = _problem(point)
+            except (ValueError, RecursionError):
+                problem = "it is no JSON"
+            if problem:
+                key, folder = "frontier.path", str(self.path.parent)
+                problem = f"line {number} of points.jsonl is no point: {problem}"
+                raise UserError(key, folder, problem, "remove that line, or give another folder")
+            points.append(point)
         return points
 
     def add(self, point: Point) -> None:
@@ -132,7 +135,20 @@ class PointStore:
             points = self.read()
             if point["key"] not in {other["key"] for other in points}:
                 with atomic_open(self.path) as file:
-                    file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in [*points, point])
+                    file.writelines(to_json(p) + "\n" for p in [*points, point])
+
+
+def _problem(point: Any) -> str | None:
+    """Why a line is no point, of those that are written here; None when it is one."""
+    if problem := point_problem(point):
+        return problem
+    if not isinstance(point.get("key"), str):
+        return "key is no text"
+    if not is_number(point.get("nfe")):
+        return "nfe is no number"
+    if not point.keys() >= {"generative_ppl", "generative_ppl_interval"}:
+        return "it has no generative_ppl, or no interval"
+    return None
 
 
 def key_of(settings: dict[str, Any]) -> str:
@@ -162,12 +178,12 @@ def _named(cfg: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _job(cfg: DictConfig, name: str, path: str, scorer: str) -> Job:
     own = _own_settings(cfg, path)
-    algorithm, fixed = ALGORITHMS[own.algo.name], _fixed_settings(own, name, path, scorer)
+    algorithm, fixed = OBJECTIVES[own.algo.name].Settings, _fixed_settings(own, name, path, scorer)
     points = []
     for predictor in cfg.frontier.predictors or [algorithm.default_predictor]:
         sampler = get_sampler(predictor, algorithm.family, own.sampling.order)
         # Without a time grid the number of steps says nothing: one point, with a call a token.
-        counts = cfg.frontier.steps if sampler.on_grid else [own.model.length]
+        counts = cfg.frontier.steps if sampler.traits.on_grid else [own.model.length]
         points += [
             {**fixed, "predictor": predictor, "steps": steps, "temperature": temperature}
             for steps in counts
@@ -180,9 +196,12 @@ def _own_settings(cfg: DictConfig, path: str) -> DictConfig:
     """``cfg`` with the network of a checkpoint: as the checkpoint says where it does, else as typed."""
     own = OmegaConf.create(OmegaConf.to_container(cfg))  # untyped: the section of any algorithm fits
     own.eval.checkpoint_path = path
-    stored = read_source(path, key=KEY).get("config")
-    if not isinstance(stored, dict):
+    checkpoint = read_source(path, key=KEY)
+    refuse_unknown_algorithm(cfg, recorded_settings(checkpoint), key=KEY, path=path)
+    stored = checked_settings(checkpoint, key=KEY, path=path)
+    if stored is None:
         return own
+    _validate_stored(stored, path)
     for section in ("model", "noise"):
         own[section] = OmegaConf.merge(own[section], stored[section])
     same = stored["algo"]["name"] == own.algo.name
@@ -194,8 +213,23 @@ def _own_settings(cfg: DictConfig, path: str) -> DictConfig:
     return own
 
 
+def _validate_stored(stored: dict[str, Any], path: str) -> None:
+    """Raise where the configuration in a checkpoint lacks what a model is built from."""
+    needed = ("algo.name", "model.length", "noise.name", "training.ema", "data.tokenizer_name_or_path")
+    for name in needed:
+        section, key = name.split(".")
+        if not isinstance(stored.get(section), dict) or key not in stored[section]:
+            hint = "give a checkpoint of this program, or the folder that mode=export made of one"
+            raise UserError(KEY, path, f"its stored configuration has no {name}", hint)
+    algo = stored["algo"]["name"]
+    if algo not in OBJECTIVES:
+        hint = f"one of {', '.join(sorted(OBJECTIVES))} can be evaluated"
+        raise UserError(KEY, path, f"was trained with algo={algo}, which is unknown here", hint)
+
+
 def _fixed_settings(cfg: DictConfig, name: str, path: str, scorer: str) -> dict[str, Any]:
     """All that decides about the points of a checkpoint, but for the grid."""
+    decoding = rule_of(get_tokenizer(cfg), cfg.eval.decoding)
     network = {part: OmegaConf.to_container(cfg[part]) for part in ("algo", "model", "noise")}
     sampling = OmegaConf.to_container(cfg.sampling)
     return {
@@ -214,6 +248,8 @@ def _fixed_settings(cfg: DictConfig, name: str, path: str, scorer: str) -> dict[
         "scorer_files": scorer,
         "gen_ppl_dtype": cfg.eval.gen_ppl_dtype,
         "gen_ppl_cut": cfg.eval.gen_ppl_cut,
+        # Points from before there was a choice are of raw texts.
+        **({} if decoding == "raw" else {"decoding": decoding}),
     }
 
 
@@ -241,7 +277,9 @@ def _measured(
     """Sample and judge at one point of the grid."""
     cfg, key = module.config, key_of(settings)
     cfg.sampling.temperature = settings["temperature"]
-    module.sampler_class = get_sampler(settings["predictor"], module.family, cfg.sampling.order)
+    module.generator.sampler_class = get_sampler(
+        settings["predictor"], module.objective.settings.family, cfg.sampling.order
+    )
     run = sample_run(module, cfg, settings["steps"])
     measure.judge(run, Processes(device=device))
     if cfg.frontier.keep_samples:

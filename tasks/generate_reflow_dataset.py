@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from algo import ALGORITHMS
+from algo import OBJECTIVES
 from data.reflow import REFLOW, ReflowDataset
 from data.reflow_parts import PairStore
 from dataloader import data_settings
@@ -35,10 +35,12 @@ def generate_reflow_dataset(cfg: DictConfig) -> dict[str, Any]:
 
 
 def refuse_without_pairs(cfg: DictConfig) -> None:
-    """Raise where training is to read pairs that are not there, or needs pairs and may not make them."""
-    if cfg.data.train == REFLOW:
+    """Raise where a training is to read pairs that are not there, or needs pairs and may not make them."""
+    needs_pairs = OBJECTIVES[cfg.algo.name].Settings.needs_pairs
+    makes_them = needs_pairs and cfg.reflow.make_missing
+    if cfg.data.train == REFLOW or (cfg.data.valid == REFLOW and not makes_them):
         ReflowDataset(Path(cfg.reflow.save_path).expanduser())
-    elif ALGORITHMS[cfg.algo.name].needs_pairs and not cfg.reflow.make_missing:
+    if cfg.data.train != REFLOW and needs_pairs and not makes_them:
         raise UserError(
             "data",
             cfg.data.name,
@@ -57,7 +59,7 @@ def with_pairs(cfg: DictConfig, folder: Path, processes: Processes = ALONE) -> D
     """
     if cfg.data.train == REFLOW:
         return OmegaConf.merge(cfg, {"data": data_settings(cfg)})
-    if not ALGORITHMS[cfg.algo.name].needs_pairs:
+    if not OBJECTIVES[cfg.algo.name].Settings.needs_pairs:
         return cfg
     start, target = cfg.training.finetune_path, folder / "reflow_data"
     evaluation = {"checkpoint_path": start, "disable_ema": not cfg.training.load_ema}

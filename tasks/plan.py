@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -44,37 +44,17 @@ H100 = {2: 989.0, 4: 494.0}  # dense TFLOP/s in bf16 and in TF32, of its data sh
 
 
 @dataclass(frozen=True)
-class Loss:
-    """How an algorithm asks its network; see ``plan_costs.Work``."""
-
-    everywhere: bool = False  # the head runs at all positions, not at masked ones alone
-    chunks: float = 1
-    passes: int = 1
-    teacher_passes: int = 0
-
-
-LOSSES = {
-    "ar": Loss(everywhere=True),
-    "mdlm": Loss(),
-    "imdm": Loss(),
-    "im-redi": Loss(),
-    "sedd": Loss(chunks=3),
-    "d3pm": Loss(everywhere=True, chunks=3, passes=2),
-    "duo_base": Loss(everywhere=True, chunks=3),
-    "duo": Loss(everywhere=True, chunks=3),
-    "rectification": Loss(everywhere=True, chunks=3),
-    "distillation": Loss(everywhere=True, chunks=4, teacher_passes=1),
-    "im-sdtt": Loss(chunks=4),  # its teacher_passes are algo.num_distill_steps
-}
-
-
-@dataclass(frozen=True)
 class KnownTokenizer:
     """All that the size of a network depends on."""
 
     name_or_path: str
     vocab_size: int
     mask_token_id: int | None
+    pad_token_id: ClassVar[None] = None
+
+    def get_vocab(self) -> dict[str, int]:
+        """The last id alone: what the others are called plays no part."""
+        return {"": self.vocab_size - 1}
 
     def __len__(self) -> int:
         return self.vocab_size + (self.mask_token_id is None)  # [PAD] is added where there is no mask
@@ -162,16 +142,16 @@ def work_of(cfg: DictConfig, module: TrainerBase, rows: int, *, spread: bool) ->
     Args:
         spread: whether its times are spread over (0, 1); if not, all may be late, and most tokens masked.
     """
-    loss = LOSSES[cfg.algo.name]
-    share = 1.0 if not spread or loss.everywhere else masked_share(cfg, module)
-    noisy = module.mask_noise_config() is not None
+    profile = module.objective.settings.profile()
+    share = 1.0 if not spread or profile.everywhere else masked_share(cfg, module)
+    noisy = module.backbone.config.mask_noise is not None
     return Work(
         rows=rows,
         head_share=share,
         noise_share=masked_share(cfg, module) if noisy and spread else float(noisy),
-        passes=loss.passes,
-        chunks=loss.chunks,
-        teacher_passes=cfg.algo.get("num_distill_steps", loss.teacher_passes),
+        passes=profile.passes,
+        chunks=profile.chunks,
+        teacher_passes=profile.teacher_passes,
     )
 
 
@@ -180,7 +160,7 @@ def masked_share(cfg: DictConfig, module: TrainerBase) -> float:
     number = 1000
     times = (torch.arange(number, dtype=torch.float64, device="cpu") + 0.5) / number
     times = cfg.training.sampling_eps + (1 - cfg.training.sampling_eps) * times
-    return float(module.schedule.masked(times).mean())
+    return float(module.objective.schedule.masked(times).mean())
 
 
 def holdings(cfg: DictConfig, module: TrainerBase) -> Holdings:

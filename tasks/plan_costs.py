@@ -102,7 +102,7 @@ def _attention_bytes(net: Network, rows: int) -> int:
         norms = (2 if item < FLOAT else 3) * FLOAT * tokens
         norms += 4 * FLOAT * rows * config.length * config.n_heads
     if takes_plain_way(net, rows):
-        kept = 2 if config.softcap > 0 else 1  # softmax; tanh before it
+        kept = 2 if config.score_cap > 0 else 1  # softmax; tanh before it
         return kept * item * scores + 3 * item * tokens + norms
     # q, k and v as they came (v is a part of that), q and k rotated, the normaliser; not the output.
     return 5 * item * tokens + FLOAT * rows * config.n_heads * config.length + norms
@@ -115,7 +115,7 @@ def takes_plain_way(net: Network, rows: int) -> bool:
         return True
     if net.device == "cpu":
         small = rows * config.n_heads * config.length**2 <= PLAIN_MAX_SCORES
-        return config.softcap > 0 or (config.attention == "auto" and net.item == 2 and small)
+        return config.score_cap > 0 or (config.attention == "auto" and net.item == 2 and small)
     return False
 
 

@@ -53,7 +53,7 @@ def measure_ppl(cfg: DictConfig, module: TrainerBase, trainer: L.Trainer) -> dic
         "perplexity": measured["ppl"],
         "perplexity_interval": _interval(measured["nll"], measured["nll_stderr"]),
         **{name: measured[name] for name in ("nll", "nll_stderr", "bpd", "bpd_stderr", "tokens")},
-        "nelbo": "exact" if module.exact_likelihood else cfg.eval.nelbo,
+        "nelbo": "exact" if module.objective.settings.exact_likelihood else cfg.eval.nelbo,
         "ema": module.uses_ema,
         "precision": str(module.backbone.precision),
         "data": cfg.data.name,

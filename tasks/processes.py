@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +17,17 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from errors import ABSENT, RankZeroError, UserError
 from tasks.setup import cluster_plugins, quiet_lightning
-from utils import write_json
+from utils import get_logger, write_json
 
 T = TypeVar("T")
+log = get_logger("processes")
+_STEP = ("SLURM_STEP_ID", "SLURM_STEPID")  # what srun says to the processes that it starts
+_SOON = 60.0  # seconds in which processes usually come together
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def launch(cfg: DictConfig) -> Processes:
         ValueError: it started another number than ``trainer.*`` says, or these devices are not there.
     """
     quiet_lightning()
+    _refuse_idle_tasks()
     single, here = cfg.strategy.name == "single_device", _started("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
     if cfg.trainer.devices == "auto" and here and not single:
         cfg.trainer.devices = here
@@ -109,9 +115,43 @@ def launch(cfg: DictConfig) -> Processes:
         problem = f"{number} processes were started for {devices} device(s) on {machines} machine(s)"
         hint = "give as many devices as processes on a machine, and trainer.num_nodes"
         raise UserError("trainer.devices", str(asked["devices"]), problem, hint)
-    fabric.launch()
+    waits = devices * asked["num_nodes"] > 1 and not single
+    with _patience(cfg) if waits else contextlib.nullcontext():
+        fabric.launch()
     device = fabric.device if fabric.device.type == "cuda" else torch.device("cpu")
     return Processes(fabric.global_rank, fabric.world_size, device)
+
+
+def _refuse_idle_tasks() -> None:
+    """Raise when SLURM has room for tasks that nobody started: this process would wait for them for ever."""
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if not tasks.isdigit() or int(tasks) < 2 or TorchElasticEnvironment.detect():
+        return
+    if SLURMEnvironment.detect() and not any(name in os.environ for name in _STEP):
+        problem = "as many tasks were asked for, and this process was not started by srun"
+        raise UserError(
+            "SLURM_NTASKS", tasks, problem, "put srun in front of the command, or ask for one task"
+        )
+
+
+@contextlib.contextmanager
+def _patience(cfg: DictConfig) -> Iterator[None]:
+    """Say what is waited for when the processes do not come together soon; one line when they never do."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    found = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+    known = f" (in the environment: {found})" if found else ""
+    words = "waiting for the other processes%s; a launcher must start all of them, and one process none"
+    timer = threading.Timer(_SOON, log.warning, (words, known))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except dist.DistError as error:
+        problem = f"the processes did not come together{known}"
+        hint = "start all of them with torchrun or srun, or unset what an earlier launcher left"
+        raise UserError("trainer.devices", str(cfg.trainer.devices), problem, hint) from error
+    finally:
+        timer.cancel()
 
 
 def _started(elastic: str, slurm: str) -> int | None:

@@ -17,17 +17,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.batching import permutation
+from data.batching import official_permutation, permutation
 from data.dataset import TokenDataset
+from data.decoding import decode
 from data.tokenizers import boundary_ids
 from dataloader import batch_sizes
 from errors import UserError
+from models.written import unknown_id
 from trainer_base import TrainerBase
+from utils import well_formed
 
 END = "<end>"
 REFERENCE_SEED = 42  # of the order in which validation texts are taken, as prefixes and as human references
 
-_BLANK = re.compile(r"(?<!\\)(_+)")
+_BLANK = r"(?<!\\)_"
 _KEYS = ("sampling.prompt", "sampling.prompt_file")
 
 
@@ -91,14 +94,14 @@ def prompted(module: TrainerBase, cfg: DictConfig, world_size: int = 1) -> Start
 
 def read_prompts(name: str) -> list[str]:
     """The prompts of a file: one a line, or in a .jsonl file one object a line with "prompt"; empty lines
-    are left out.
+    are left out. Lines end with a line feed and with nothing else, as in data files.
 
     Raises:
         ValueError: no such file, no text, no prompt in it, or a line without one.
     """
     key, path = _KEYS[1], Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except FileNotFoundError as error:
         hint = "give a text file, one prompt a line, or a .jsonl file with prompt"
         raise UserError(key, name, "no such file", hint) from error
@@ -129,10 +132,11 @@ def starts_of_prompts(module: TrainerBase, prompts: list[str], *, key: str) -> S
     r"""Start states in which the model's rows begin with ``prompts``, and their blanks are masks.
 
     Every underscore of a prompt is one token that the model writes: "the ____ is" has a blank of four tokens,
-    and ``\_`` is an underscore itself. A prompt stands at the beginning of a row, behind bos where the
-    tokenizer has one. The model also writes all that follows, up to ``model.length``. Where a prompt ends
-    with ``<end>`` its text ends there: eos follows, and what the model writes behind that belongs to another
-    text and is not kept.
+    and ``\_`` is an underscore itself. The name of the tokenizer's mask token is a blank of one token; the
+    names of other special tokens are text, as in training data. A prompt stands at the beginning of a row,
+    behind bos where the tokenizer has one. The model also writes all that follows, up to ``model.length``.
+    Where a prompt ends with ``<end>`` its text ends there: eos follows, and what the model writes behind that
+    belongs to another text and is not kept.
 
     Args:
         key: what named the prompts, for error messages.
@@ -141,7 +145,8 @@ def starts_of_prompts(module: TrainerBase, prompts: list[str], *, key: str) -> S
         ValueError: a prompt that is too long, leaves nothing to write, or has text that the tokenizer does
             not know; for autoregressive models one with text behind a blank.
     """
-    prior = module.prior(1)[0].cpu()
+    prompts = [well_formed(prompt) for prompt in prompts]
+    prior = module.generator.prior(1)[0].cpu()
     given, ends = prior.repeat(len(prompts), 1), []
     for row, prompt in zip(given, prompts, strict=True):
         ids, is_end = encode_prompt(prompt, module, key)
@@ -153,7 +158,11 @@ def starts_of_prompts(module: TrainerBase, prompts: list[str], *, key: str) -> S
             problem = "leaves nothing to write"
             raise UserError(key, prompt, problem, f"put a blank like ____ into it, or leave out {END}")
         row[: len(ids)] = torch.tensor(ids)
-        if module.family == "autoregressive" and blank and _text_behind_a_blank(ids, module.mask_id):
+        if (
+            module.objective.settings.family == "autoregressive"
+            and blank
+            and _text_behind_a_blank(ids, module.mask_id)
+        ):
             problem = "an autoregressive model writes from the left and cannot fill a blank that text follows"
             raise UserError(key, prompt, problem, "give the beginning alone, or use a masked model")
         ends.append(len(ids) if is_end else 0)
@@ -168,12 +177,16 @@ def encode_prompt(prompt: str, module: TrainerBase, key: str) -> tuple[list[int]
     text = text.removesuffix(END) if is_end else prompt
     if is_end and (not has_bos or tokenizer.eos_token_id is None):
         raise UserError(key, prompt, "the tokenizer has no token that ends a text", f"leave out {END}")
+    if has_bos:
+        text = text.removeprefix(tokenizer.bos_token)  # it is put there anyway
     ids: list[int] = []
-    parts = _BLANK.split(text)  # text and blanks in turn
-    joins = _joins_spaces(tokenizer)
+    mask = tokenizer.mask_token
+    blank = _BLANK if mask is None else f"(?:{re.escape(mask)}|{_BLANK})"
+    parts = re.split(f"({blank})", text)  # text and single blanks in turn
+    joins = joins_spaces(tokenizer)
     for number, part in enumerate(parts):
         if number % 2:
-            ids += [module.mask_id] * len(part)
+            ids.append(module.mask_id)
             continue
         part = part.replace(r"\_", "_")
         # Where a word's token holds the space in front of it, that space belongs to the blank.
@@ -182,21 +195,23 @@ def encode_prompt(prompt: str, module: TrainerBase, key: str) -> tuple[list[int]
         ids += encode(tokenizer, part, key, prompt) if part else []
     if has_bos:
         bos, eos = boundary_ids(tokenizer, module.config.data.eos)
-        ids = ids if ids[:1] == [bos] else [bos, *ids]
-        ids = [*ids, eos] if is_end else ids
+        ids = [bos, *ids, eos] if is_end else [bos, *ids]
     return ids, is_end
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, key: str, prompt: str) -> list[int]:
-    """The ids of a text without bos and eos.
+    """The ids of a text without bos and eos; names of special tokens in it are text, as in training data.
 
     Raises:
         ValueError: the tokenizer does not know all of it; ``key`` and ``prompt`` are what the user gave.
     """
+    settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     try:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        unknown = [i for i, token in enumerate(ids) if token == tokenizer.unk_token_id]
-    except Exception:  # a tokenizer without a token for unknown words
+        ids = tokenizer(text := well_formed(text), **settings)["input_ids"]
+        unknown = [i for i, token in enumerate(ids) if token == unknown_id(tokenizer)]
+    except Exception as error:
+        if type(error) is not Exception:  # what the library raises for want of a token for unknown words
+            raise
         ids, unknown = [], [0]
     if unknown:
         known = "write it like the text of the training"
@@ -207,7 +222,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, key: str, prompt: str)
     return ids
 
 
-def _joins_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+def joins_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a word's token holds the space in front of it."""
     try:
         return len(tokenizer(" a", add_special_tokens=False)["input_ids"]) == 1
     except Exception:  # a tokenizer that does not know letters
@@ -224,17 +240,19 @@ def _text_behind_a_blank(ids: list[int], mask_id: int) -> bool:
 def validation_prefixes(module: TrainerBase, cfg: DictConfig, count: int, dataset: TokenDataset) -> Starts:
     """The first ``cond_sampling.prefix_len`` tokens of ``count`` validation rows, bos included."""
     settings = cfg.cond_sampling
-    rows = reference_rows(dataset, count, settings.min_seq_len)
+    official = settings.official_workers is not None
+    rows = reference_rows(dataset, count, settings.min_seq_len, official=official)
     beginnings = dataset.fetch(rows)["input_ids"][:, : settings.prefix_len]
-    given = module.prior(1).cpu().repeat(count, 1)
+    given = module.generator.prior(1).cpu().repeat(count, 1)
     given[:, : settings.prefix_len] = beginnings
     report = {
         "seq_len": settings.seq_len,
         "prefix_len": settings.prefix_len,
         "num_cont_per_prefix": settings.num_cont_per_prefix,
         "fix_seed": settings.fix_seed,
+        "official_workers": settings.official_workers,
         "prefix_rows": rows.tolist(),
-        "prefixes": module.tokenizer.batch_decode(beginnings),
+        "prefixes": decode(module.tokenizer, beginnings, cfg.eval.decoding),
     }
     return Starts(
         given,
@@ -246,16 +264,17 @@ def validation_prefixes(module: TrainerBase, cfg: DictConfig, count: int, datase
 
 
 def reference_rows(
-    dataset: TokenDataset, count: int, min_seq_len: int, seed: int = REFERENCE_SEED
+    dataset: TokenDataset, count: int, min_seq_len: int, seed: int = REFERENCE_SEED, *, official: bool = False
 ) -> np.ndarray:
     """Which validation rows serve as prefixes and human references: (count,) int64, in a random order that
     is the same for every model, sampler and ``seed`` of the configuration.
 
     Args:
         min_seq_len: rows with fewer tokens (padding does not count) are left out.
+        official: take the order of the official program (``data.batching.official_permutation``).
 
     Raises:
-        ValueError: there are not so many such rows.
+        UserError: there are not so many such rows.
     """
     lengths = np.full(len(dataset), dataset.length) if dataset.lengths is None else dataset.lengths
     fitting = np.flatnonzero(lengths >= min_seq_len)
@@ -269,4 +288,5 @@ def reference_rows(
             f"the validation set has {len(fitting)} texts of cond_sampling.min_seq_len={min_seq_len} tokens",
             "use fewer batches or a smaller loader.eval_batch_size",
         )
-    return fitting[permutation(len(fitting), seed, 0)[:count]]
+    order = official_permutation(len(fitting), seed) if official else permutation(len(fitting), seed, 0)
+    return fitting[order[:count]]

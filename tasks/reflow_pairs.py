@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import platform
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from data.batching import permutation
 from data.dataset import TokenDataset
-from data.reflow import NO_SEED
+from data.reflow import NO_SEED, ReflowDataset
 from data.reflow_parts import PairStore
 from dataloader import batch_sizes, get_dataset, pair_settings
 from diffusion.randomness import Stream, fold_in, random_bits, row_keys, uniform
@@ -47,10 +48,10 @@ class PairMaker:
     """
 
     def __init__(self, cfg: DictConfig, module: TrainerBase) -> None:
-        if module.family not in ("absorbing", "uniform"):
-            problem = f"pairs are made by diffusion models, not by {module.family} ones"
+        if module.objective.settings.family not in ("absorbing", "uniform"):
+            problem = f"pairs are made by diffusion models, not by {module.objective.settings.family} ones"
             raise UserError("algo", cfg.algo.name, problem, "use mdlm, imdm, duo or one distilled from them")
-        counts = module.step_counts()
+        counts = module.generator.step_counts()
         if len(counts) > 1:
             shown = ",".join(map(str, counts))
             raise UserError("sampling.steps", shown, "pairs take one number of steps", "give one number")
@@ -62,10 +63,12 @@ class PairMaker:
     def describe(self) -> dict[str, Any]:
         """The manifest: all that shapes the pairs, and what a reader has to share with their maker."""
         cfg, module = self.cfg, self.module
-        settings = dataclasses.asdict(module.sampler_settings(self.num_steps))
+        settings = dataclasses.asdict(module.generator.sampler_settings(self.num_steps))
+        if settings["own"] is None:
+            del settings["own"]
         if cfg.sampling.draws != "exact":
             settings["draws"] = cfg.sampling.draws
-        if not module.sampler_class.on_grid:
+        if not module.generator.sampler_class.traits.on_grid:
             settings["num_steps"] = None  # it plays no part
         return {
             "rows": cfg.reflow.num_reflow_samples,
@@ -80,7 +83,7 @@ class PairMaker:
                 "weights_sha256": _digest(module),
                 "ema": module.uses_ema,
             },
-            "sampling": {"predictor": module.sampler_class.name, **settings},
+            "sampling": {"predictor": module.generator.sampler_class.name, **settings},
             "precision": str(module.backbone.precision),
             "data": OmegaConf.to_container(cfg.data, resolve=True),
             "versions": {
@@ -101,12 +104,14 @@ class PairMaker:
             xt, fixed = (part.to(device) for part in self._noised_text(rows, t, fold_in(keys, _MASK)))
         else:
             t = torch.ones(len(rows), dtype=torch.float64)
-            xt, fixed = module.start(module.prior(len(rows)), fold_in(keys, _START).to(device))
+            xt, fixed = module.objective.start(
+                module.generator.prior(len(rows)), fold_in(keys, _START).to(device)
+            )
         seeds = random_bits(fold_in(keys, _SEED), 1).squeeze(-1)
-        cond = module.draw_cond(fold_in(keys, _NOISE).to(device), xt.shape[1])
+        cond = module.objective.draw_cond(fold_in(keys, _NOISE).to(device), xt.shape[1])
         if cfg.reflow.get_seed and cond is not None:
             cond = seeds.to(device).unsqueeze(-1).expand_as(xt)
-        made = module.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps, fixed=fixed)
+        made = module.generator.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps, fixed=fixed)
         return {
             "xt": xt.int().cpu().numpy(),
             "x0": made.tokens.int().cpu().numpy(),
@@ -118,29 +123,46 @@ class PairMaker:
     def fill(self, store: PairStore, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
         """Make what is missing of this rank's share; rank 0 waits for all and joins the parts.
 
+        Of several commands with the same folder one works at a time, the others wait for it. Arrays that are
+        there already are looked at.
+
         Returns:
             the manifest (of ranks above 0: as it was before joining).
+
+        Raises:
+            UserError: the pairs that are there are damaged, or something else made them.
         """
-        if store.complete:
-            store.clear()
-            log.info("all %d pairs are there already -> %s", store.rows, store.folder)
-            return store.manifest
         first, last = (store.rows * r // world_size for r in (rank, rank + 1))
-        loader = self.cfg.loader
-        size = loader.eval_batch_size or loader.batch_size
+        size = self.cfg.loader.eval_batch_size or self.cfg.loader.batch_size
         size = size or batch_sizes(self.cfg, world_size, evaluation=True)[0]
-        batches, started = store.batches(first, last, size), time.perf_counter()
-        with self.module.ema_weights():
-            for start, stop in _progress(batches, last - first, show=rank == 0):
-                store.write(start, self.make(torch.arange(start, stop)))
-        if rank > 0:
+        started = time.perf_counter()
+        with store.alone() if rank == 0 else contextlib.nullcontext():
+            was_complete = store.complete
+            self._make_missing(store, first, last, size, show=rank == 0)
+            while rank == 0 and not store.join():  # the other processes' rows
+                time.sleep(_POLL_SECONDS)
+                self._make_missing(store, first, last, size, show=True)
+        if not store.complete:
             return store.manifest
-        while not store.done().all():  # the other processes' rows
-            time.sleep(_POLL_SECONDS)
-        store.join()
-        seconds, calls = time.perf_counter() - started, store.manifest["nfe"]
-        log.info("%d pairs, %.1f network calls each, %.0f s -> %s", store.rows, calls, seconds, store.folder)
+        if rank == 0:
+            tokenizer = store.manifest["tokenizer"]
+            ReflowDataset(store.folder).check_values(tokenizer["vocab_size"], tokenizer["mask_id"])
+        store.clear()
+        if was_complete:
+            log.info("all %d pairs are there already -> %s", store.rows, store.folder)
+        else:
+            seconds, calls, place = time.perf_counter() - started, store.manifest["nfe"], store.folder
+            log.info("%d pairs, %.1f network calls each, %.0f s -> %s", store.rows, calls, seconds, place)
         return store.manifest
+
+    def _make_missing(self, store: PairStore, first: int, last: int, size: int, *, show: bool) -> None:
+        """Make those rows of first..last - 1 that nobody has made, ``size`` at a time."""
+        if not (batches := store.batches(first, last, size)):
+            return
+        with self.module.ema_weights():
+            for start, stop in _progress(batches, last - first, show=show):
+                if not store.has(start, stop):
+                    store.write(start, self.make(torch.arange(start, stop)))
 
     def _noised_text(self, rows: Tensor, t: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Training rows (n, L), corrupted at the times ``t`` (n,), and what noise never touches (n, L)."""
@@ -153,8 +175,8 @@ class PairMaker:
         x0 = batch["input_ids"]
         keep = torch.zeros_like(x0, dtype=torch.bool)
         keep[:, 0] = self.cfg.training.ignore_bos
-        alpha_t = self.module.schedule.alpha(t)
-        return self.module.process.corrupt(x0, alpha_t, uniform(keys, x0.shape[1]), keep), keep
+        alpha_t = self.module.objective.schedule.alpha(t)
+        return self.module.objective.process.corrupt(x0, alpha_t, uniform(keys, x0.shape[1]), keep), keep
 
     def _shuffled(self, rows: np.ndarray, num_rows: int) -> np.ndarray:
         """Which rows of the data the pairs ``rows`` (n,) begin with: each epoch has an order of its own."""

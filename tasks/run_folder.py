@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data.reflow import REFLOW
+from data.table import SOURCES
 from errors import UserError
-from models.checkpoint import read_for_resuming
+from models.checkpoint import UnreadableError, read_for_resuming
+from schedulers import lr_multiplier
+from tasks.inputs import PLACES, VALIDATION, VOCABULARY
 from tasks.processes import ALONE, Processes
+from tasks.stored import checked_settings
 from utils import atomic_open, get_logger, remove_unfinished
 
 try:
@@ -41,6 +47,8 @@ HARMLESS = (
     "model.compile",
     "training.activation_checkpointing",
 )
+# Settings that name a place, or something that is known by a name like one.
+PATHS = (*PLACES, "training.finetune_path", "algo.integral_cache_path")
 
 
 class RunFolder:
@@ -51,11 +59,15 @@ class RunFolder:
         checkpoint: the file to go on from; None for a fresh start.
         state: its content, until somebody takes it.
         step: optimizer steps made so far.
+        moved: settings whose places are others than before, with words for it: allowed where the content is
+            the same.
     """
 
     def __init__(self, path: Path, checkpoint: Path | None, state: dict[str, Any] | None) -> None:
         self.path, self.checkpoint, self.state = path, checkpoint, state
         self.step: int = state["global_step"] if state else 0
+        self.moved: dict[str, str] = {}
+        self._unwritten: str | None = None
 
     def take_state(self) -> dict[str, Any] | None:
         """The content of the checkpoint, which can have many GB: nothing is kept of it here."""
@@ -94,13 +106,93 @@ class RunFolder:
 
     def refuse_another_training(self, cfg: DictConfig) -> None:
         """Raise when the checkpoint is of a training with other settings than ``cfg``."""
-        if self.state and (differences := _differences(OmegaConf.create(self.state["config"]), cfg)):
-            raise UserError(
-                RESUME,
-                str(self.checkpoint),
-                f"comes from a training with other settings ({'; '.join(differences)})",
-                f"use its settings, or start from its weights: training.finetune_path={self.checkpoint}",
+        if self.state and (differences := _differences(self.state["config"], cfg)):
+            if self._refuses(differences):
+                self._refuse(differences)
+            self.moved |= differences
+
+    def _refuses(self, differences: dict[str, str]) -> bool:
+        """Whether they can only be a mistake: a place may be another one where its content is known."""
+        return not (differences.keys() <= PLACES.keys() and self.state and self.state.get("inputs"))
+
+    def _refuse(self, differences: dict[str, str]) -> None:
+        raise UserError(
+            RESUME,
+            str(self.checkpoint),
+            f"comes from a training with other settings ({'; '.join(differences.values())})",
+            f"use its settings, or start from its weights: training.finetune_path={self.checkpoint}",
+        )
+
+    def compare_inputs(self, cfg: DictConfig, inputs: dict[str, str]) -> None:
+        """Look at what the run reads (``tasks.inputs.input_digests``) before it goes on; to be called once.
+
+        Another vocabulary and other pairs are refused: the weights know words by their ids, and pairs are the
+        training itself. Another text is a warning in the same place (it may have been added to), and refused
+        in another. Checkpoints of older versions do not say what was read.
+        """
+        before = (self.state or {}).get("inputs") or {}
+        changed = {name for name in inputs if before.get(name, inputs[name]) != inputs[name]}
+        if moved := {k: v for k, v in self.moved.items() if changed.intersection(PLACES[k])}:
+            self._refuse(moved)
+        if VOCABULARY in changed:
+            key = "data.tokenizer_name_or_path"
+            problem = f"its vocabulary is another one than that of {self.checkpoint}: ids mean other words"
+            raise UserError(key, cfg.data.tokenizer_name_or_path, problem, _HINT_INPUTS)
+        for name in sorted(changed):
+            if name != VALIDATION and cfg.data.train == REFLOW:
+                problem = f"holds other pairs than those that {self.checkpoint} was trained on"
+                raise UserError("reflow.save_path", cfg.reflow.save_path, problem, _HINT_INPUTS)
+            key = "data.valid" if name == VALIDATION else "data.train"
+            words = "the text has changed since step %d was written; the run goes on with the present one"
+            log.warning(f"%s=%s: {words}", key, OmegaConf.select(cfg, key), self.step)
+        for words in self.moved.values():
+            log.info("%s, with the same content", words)
+        self.write_config()
+
+    def warn_of_another_length(self, cfg: DictConfig) -> None:
+        """Say what jumps when a schedule is a function of ``trainer.max_steps`` and that has changed."""
+        stored = (self.state or {}).get("config", {}).get("trainer", {})
+        before, now = stored.get("max_steps"), cfg.trainer.max_steps
+        if before in (None, now):
+            return
+        jumps, step = [], self.step
+        if cfg.lr_scheduler.name == "cosine_decay_warmup":
+            settings = OmegaConf.to_container(cfg.lr_scheduler)
+            rates = [cfg.optim.lr * lr_multiplier(settings, cfg.optim.lr, n)(step) for n in (before, now)]
+            jumps.append("the learning rate from {:.3g} to {:.3g}".format(*rates))
+            if step < (warmup := settings["warmup_fraction"] * now):
+                jumps[-1] += f" (it warms up until step {warmup:.0f})"
+        if cfg.algo.get("linear_growth_dt"):
+            low, high = cfg.algo.linear_growth_min, cfg.algo.linear_growth_max
+            lengths = [low + min(1.0, step / n) * (high - low) for n in (before, now)]
+            jumps.append("the time step of the distillation from {:.3g} to {:.3g}".format(*lengths))
+        if jumps:
+            log.warning(
+                "trainer.max_steps was %d, is %d, and what is a function of it jumps at step %d: %s",
+                before,
+                now,
+                step,
+                ", ".join(jumps),
             )
+
+    def put_config(self, cfg: DictConfig) -> None:
+        """Write config.yaml, of a run that goes on when all is found to be as it was (``write_config``)."""
+        self._unwritten = OmegaConf.to_yaml(cfg, resolve=True)
+        if self.checkpoint is None:
+            self.write_config()
+
+    def write_config(self) -> None:
+        """Write config.yaml, if that is not done."""
+        if self._unwritten is not None:
+            with atomic_open(self.path / "config.yaml") as file:
+                file.write(self._unwritten)
+            self._unwritten = None
+
+
+_HINT_INPUTS = (
+    "put it back, or begin another run (name=..., or checkpointing.resume_from_ckpt=False), "
+    "perhaps from these weights (training.finetune_path)"
+)
 
 
 @contextlib.contextmanager
@@ -130,24 +222,47 @@ def _take(cfg: DictConfig, held: contextlib.ExitStack) -> RunFolder:
     folder = Path(cfg.checkpointing.save_dir)
     if not cfg.checkpointing.resume_from_ckpt:
         folder = _fresh(folder)
-    config_file = folder / "config.yaml"
-    if config_file.exists() and (folder / CHECKPOINTS / LAST).exists():
-        differences = _differences(OmegaConf.load(config_file), cfg)
-        if differences:
-            raise UserError(
-                "checkpointing.save_dir",
-                str(folder),
-                f"holds a run with other settings ({'; '.join(differences)})",
-                "give another name=... or checkpointing.resume_from_ckpt=False",
-            )
+    known = _written_config(folder) if (folder / CHECKPOINTS / LAST).exists() else None
+    differences = _differences(known, cfg) if known else {}
+    if differences.keys() - PLACES.keys():
+        raise _another_run(folder, differences)
     held.enter_context(_alone_in(folder))
     checkpoint = _checkpoint(cfg) if cfg.checkpointing.resume_from_ckpt else None
     run = RunFolder(folder, checkpoint, _read(checkpoint) if checkpoint else None)
+    if differences and run._refuses(differences):
+        raise _another_run(folder, differences)
+    run.moved = differences
     for place in (folder, folder / CHECKPOINTS, folder / STUDENTS, folder / "samples"):
         remove_unfinished(place)
-    with atomic_open(config_file) as file:
-        file.write(OmegaConf.to_yaml(cfg, resolve=True))
+    run.put_config(cfg)
     return run
+
+
+def _another_run(folder: Path, differences: dict[str, str]) -> UserError:
+    return UserError(
+        "checkpointing.save_dir",
+        str(folder),
+        f"holds a run with other settings ({'; '.join(differences.values())})",
+        "give another name=... or checkpointing.resume_from_ckpt=False",
+    )
+
+
+def _written_config(folder: Path) -> dict[str, Any] | None:
+    """What config.yaml of a run says, if anything; the checkpoint knows the settings as well."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return None
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))  # ours are resolved: nothing is looked up
+        if isinstance(content, dict) and "${" not in file.read_text(encoding="utf-8"):
+            return content
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        pass
+    except OSError as error:
+        if error.errno is not None:  # else the file is of one value
+            raise
+    log.warning("%s is damaged; it is written again, and the settings of the checkpoint count", file)
+    return None
 
 
 def wandb_id(folder: Path) -> str:
@@ -188,29 +303,37 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_for_resuming(path, key=RESUME)
+        state = read_for_resuming(path, key=RESUME)
     except UserError as error:
-        if path.name != LAST:
+        if path.name != LAST and not isinstance(error, UnreadableError):
             raise
-        older = next((p for p in _by_step(path.parent) if _is_intact(p)), None)
-        if older is not None:
-            error.hint = f"{RESUME}={older} goes on from the newest intact one"
-        else:
+        other = _newest_intact(path)
+        if other is not None:
+            error.hint = f"{RESUME}={other} goes on from the newest intact one"
+        elif path.name == LAST:
             error.hint = f"no other one is intact: delete {path} to start anew, or {error.hint}"
         raise
+    checked_settings(state, key=RESUME, path=str(path))
+    return state
 
 
-def _by_step(folder: Path) -> list[Path]:
-    """The regular checkpoints, the newest first."""
-    found = [path for path in folder.glob("*-*.ckpt") if re.fullmatch(r"\d+-\d+", path.stem)]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
+def _newest_intact(damaged: Path) -> Path | None:
+    """Among the checkpoints beside a damaged one; of those of one step the one named after it goes first."""
+    found: list[tuple[int, bool, Path]] = []
+    for path in damaged.parent.glob("*.ckpt"):
+        named = re.search(r"-(\d+)$", path.stem)
+        step = int(named[1]) if named else _intact_step(path)
+        if path != damaged and step is not None:
+            found.append((step, named is not None, path))
+    newest_first = (path for _, _, path in sorted(found, reverse=True))
+    return next((path for path in newest_first if _intact_step(path) is not None), None)
 
 
-def _is_intact(path: Path) -> bool:
+def _intact_step(path: Path) -> int | None:
     try:
-        return bool(read_for_resuming(path, key=RESUME))
-    except ValueError:
-        return False
+        return read_for_resuming(path, key=RESUME)["global_step"]
+    except UserError:
+        return None
 
 
 def _fresh(folder: Path) -> Path:
@@ -221,20 +344,26 @@ def _fresh(folder: Path) -> Path:
     return fresh
 
 
-def _differences(old: Any, new: DictConfig) -> list[str]:
-    before, after = _flat(old), _flat(new)
-    return [
-        f"{key} was {before[key]}, is {after[key]}"
+def _differences(old: dict[str, Any], new: DictConfig) -> dict[str, str]:
+    """The defining settings that differ, with words for each."""
+    before, after = _flat(old), _flat(OmegaConf.to_container(new, resolve=True))
+    return {
+        key: f"{key} was {before[key]}, is {after[key]}"
         for key in sorted(before.keys() & after.keys())  # one-sided ones came or went with a version
-        if before[key] != after[key]
-    ]
+        if before[key] != after[key] and not (key in PATHS and _same_place(before[key], after[key]))
+    }
 
 
-def _flat(cfg: Any) -> dict[str, Any]:
+def _same_place(before: Any, after: Any) -> bool:
+    """Whether two words are paths of one place, spelled in two ways."""
+    if not (isinstance(before, str) and isinstance(after, str)) or {before, after} & {*SOURCES, ""}:
+        return False
+    return os.path.realpath(os.path.expanduser(before)) == os.path.realpath(os.path.expanduser(after))
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """The defining settings as dotted keys."""
-    flat: dict[str, Any] = {key: OmegaConf.select(cfg, key) for key in DEFINING_KEYS}
-    if OmegaConf.select(cfg, "data.train") == REFLOW:
-        flat["reflow.save_path"] = OmegaConf.select(cfg, "reflow.save_path")
+    flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -243,7 +372,14 @@ def _flat(cfg: Any) -> dict[str, Any]:
         elif prefix not in HARMLESS:
             flat[prefix] = value
 
-    content = OmegaConf.to_container(cfg, resolve=True)
     for section in DEFINING:
-        walk(section, content.get(section))
+        if section in content:
+            walk(section, content[section])
+    others = DEFINING_KEYS
+    if flat.get("data.train") == REFLOW:
+        others = (*others, "reflow.save_path")
+    for section, key in (name.split(".") for name in others):
+        inside = content.get(section)
+        if isinstance(inside, dict) and key in inside:
+            flat[f"{section}.{key}"] = inside[key]
     return flat

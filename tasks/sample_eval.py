@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from data.decoding import decode, rule_of
 from dataloader import batch_sizes
 from metrics import mean_interval, sample_entropy
 from tasks.processes import ALONE, Processes, launch
@@ -48,7 +49,7 @@ def sample_eval(
     # Before anything is sampled: a wrong name of the scorer must not cost the samples.
     measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
     module = build_evaluated(cfg).to(processes.device)
-    starts, steps = starts_of(module, cfg, processes.world_size), module.step_counts()
+    starts, steps = starts_of(module, cfg, processes.world_size), module.generator.step_counts()
     ways = Trajectories(module, cfg, path) if cfg.sampling.record_trajectories else None
     runs: list[dict[str, Any]] = []
     for num_steps in steps:
@@ -86,7 +87,7 @@ def sample_run(
         given = starts.of(numbers[k * batch : (k + 1) * batch]) if starts else {}
         if ways is not None:
             given["on_step"] = ways.watch(k * batch)
-        made = module.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given)
+        made = module.generator.sample(batch, num_steps, first_row=k * batch, batch_size=batch, **given)
         return made.tokens.cpu(), made.nfe.cpu().double(), made.forward_passes
 
     with module.ema_weights():
@@ -94,11 +95,11 @@ def sample_run(
     seconds = time.perf_counter() - started
     tokens, nfe = (torch.cat([part[n] for part in parts]) for n in (0, 1))
     kept = starts.kept(tokens, numbers) if starts else tokens
-    texts = module.tokenizer.batch_decode(kept)
+    texts = decode(module.tokenizer, kept, cfg.eval.decoding)
     group = starts.repeat if starts else 1  # continuations of one prefix are alike
     run = {
         "steps": num_steps,
-        "predictor": module.sampler_class.name,
+        "predictor": module.generator.sampler_class.name,
         "generative_ppl": None,
         **_entropy(torch.cat([sample_entropy(row[None]) for row in kept]), group, cfg.seed),
         "nfe": float(nfe.mean()),
@@ -115,6 +116,7 @@ def sample_run(
         "ema": module.uses_ema,
         "checkpoint": cfg.eval.checkpoint_path,
         **(starts.report if starts else {}),
+        "decoding": rule_of(module.tokenizer, cfg.eval.decoding),
         **({"trajectories": ways.finish(num_steps, list(map(len, kept)), processes)} if ways else {}),
         "generated_seqs": texts,
     }

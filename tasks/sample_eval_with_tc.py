@@ -43,22 +43,22 @@ def group_measures(
     Returns:
         tc in bits, the mean over groups, with its standard error and 95 % interval; tc_joint_entropy, the
         mean of H(x), and its limit log2(tc_group_size); tc_saturated: in some group all samples differ, so
-        that its H(x) is at the limit whatever the truth is. All but the sizes are None with
-        ``sampling.duplicate=1``: one sample has no correlation.
+        that its H(x) is at the limit whatever the truth is. With ``sampling.duplicate=1`` tc is 0.0, as
+        officially, and all others but the sizes are None: one sample has no correlation.
     """
     size = cfg.sampling.duplicate
     batch = batch_sizes(cfg, processes.world_size, evaluation=True)[0]
     mine = max(1, batch // size) * cfg.sampling.num_duplicate_batch if size > 1 else 0
     groups, first = mine * processes.world_size, mine * processes.rank * size
     names = ("tc", "tc_stderr", "tc_interval", "tc_joint_entropy", "tc_limit", "tc_saturated")
-    measured: dict[str, Any] = dict.fromkeys(names)
+    measured: dict[str, Any] = {**dict.fromkeys(names), "tc": 0.0}
     measured.update(tc_group_size=size, tc_groups=groups)
     if not groups:
         log.info("no total correlation: sampling.duplicate=1; give the size of a group, like 256")
         return measured
     numbers = starts.numbers(0, groups * size, size) if starts else []
     with module.ema_weights():
-        samples = module.sample(
+        samples = module.generator.sample(
             mine * size,
             num_steps,
             # Other rows than those of the samples that are measured one by one.

@@ -10,19 +10,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from algo import AR
 from data.hub import hub_reachable
 from data.tokenizers import boundary_ids
 from errors import UserError
 from metrics import TextScores, score_texts
 from models.checkpoint import read_checkpoint
-from models.scorer import CausalLM, exact_float32, load_causal_lm, masks_unknown
+from models.scorer import CausalLM, exact_float32, load_causal_lm
+from models.written import SCORER_KEY as KEY
+from models.written import WrittenTexts
 from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
 from tasks.stored import stored_configuration
-from utils import get_logger
+from tasks.weights import recorded_settings
+from trainer_base import TrainerBase
+from utils import get_logger, well_formed
 
-KEY = "eval.gen_ppl_eval_model_name_or_path"
 HINT = "give a folder, an AR checkpoint of this program, or eval.compute_generative_perplexity=False"
 GROUP_KEY = "num_cont_per_prefix"  # texts of a result that are neighbours and alike
 log = get_logger("scoring")
@@ -38,13 +40,14 @@ class CheckpointScorer:
     Nothing is put around a text: the special tokens that it was written with stand in it.
     """
 
-    def __init__(self, module: AR, name: str) -> None:
+    def __init__(self, module: TrainerBase, name: str) -> None:
         self.module = module.eval().requires_grad_(False)
         self.name = name
         self.context: int | None = module.config.model.length
         self.eos_id: int | None = module.tokenizer.eos_token_id
-        if module.bos_id is not None and self.eos_id is not None:
+        if module.objective.context.bos_id is not None and self.eos_id is not None:
             self.eos_id = boundary_ids(module.tokenizer, module.config.data.eos)[1]
+        self._written = written_texts(module, name)
 
     @property
     def dtype(self) -> str:
@@ -54,17 +57,24 @@ class CheckpointScorer:
         self.module.to(device)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
-        if not len(texts):
-            return []
-        cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {"verbose": False}
-        tokenizer = self.module.tokenizer
-        encoded = tokenizer(list(texts), add_special_tokens=False, **cut)["input_ids"]
-        return masks_unknown(encoded, tokenizer, self.name)
+        return self._written.encode(texts, max_tokens)
 
     def token_nll(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         device = self.module.device
         with exact_float32(), self.module.ema_weights():
-            return self.module.token_log_probs(ids.to(device), attention_mask.to(device))
+            return self.module.objective.token_log_probs(
+                self.module.backbone, ids.to(device), attention_mask.to(device)
+            )
+
+
+def written_texts(module: TrainerBase, name: str) -> WrittenTexts:
+    """Encodes texts of samples for ``module``."""
+    return WrittenTexts(
+        module.tokenizer,
+        mask_id=None if module.objective.settings.family == "uniform" else module.mask_id,
+        vocab_size=module.vocab_size,
+        name=name,
+    )
 
 
 class GenerativePerplexity:
@@ -84,7 +94,7 @@ class GenerativePerplexity:
         self.scorer.to(device)
         try:
             return score_texts(
-                texts,
+                [well_formed(text) for text in texts],
                 self.scorer,
                 batch_size=self.cfg.eval.perplexity_batch_size,
                 max_tokens=length if self.cfg.eval.gen_ppl_cut else None,
@@ -97,7 +107,7 @@ class GenerativePerplexity:
         perplexity, how sure it is, and the protocol. The texts come last again. Processes share them."""
         length, texts = run["length"], run.pop("generated_seqs")
         try:
-            group = run.get(GROUP_KEY, 1)
+            group = run.get(GROUP_KEY) or 1
             group = group if len(texts) % group == 0 else 1
             mine = self.scores(texts[processes.rank :: processes.world_size], processes.device, length)
             scores = _in_turn(processes.gathered((mine.nll, mine.tokens)), len(texts))
@@ -167,14 +177,12 @@ def load_scorer(name: str, dtype: str) -> CausalLM | CheckpointScorer:
 
 def _load_checkpoint(path: Path, dtype: str) -> CheckpointScorer:
     checkpoint = read_checkpoint(path, key=KEY)
-    stored = checkpoint.get("config")
-    algo = stored["algo"]["name"] if isinstance(stored, dict) else None
+    algo = recorded_settings(checkpoint).get("algo.name") if "config" in checkpoint else None
     if algo != "ar":
         problem = f"holds a model of algo={algo}" if algo else "is no checkpoint of this program"
         raise UserError(KEY, str(path), f"{problem}, which gives no likelihood of texts", HINT)
     precision = "bf16" if dtype == "bf16" else "32"
     settings = {"eval.disable_ema": False, "trainer.precision": precision}
-    cfg = stored_configuration(checkpoint, str(path), settings)
+    cfg = stored_configuration(checkpoint, str(path), settings, key=KEY)
     module = build_from_checkpoint(cfg, str(path), key=KEY, use_ema=cfg.training.ema > 0)
-    assert isinstance(module, AR)
     return CheckpointScorer(module, str(path))

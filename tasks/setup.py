@@ -19,7 +19,7 @@ from callbacks.checkpoints import AtomicCheckpointIO
 from dataloader import get_tokenizer
 from errors import ABSENT, UserError
 from models.attention_backends import check_attention
-from models.checkpoint import averaged_weights, load_ema, load_weights, restart_ema
+from models.checkpoint import averaged_weights, load_ema, load_weights, refuse_not_finite, restart_ema
 from models.compilation import check_compiler
 from models.precision import allow_tf32
 from tasks.strategies import strategy_for
@@ -29,6 +29,7 @@ from tasks.weights import (
     recorded_settings,
     refuse_other_heads,
     refuse_other_process,
+    refuse_unknown_algorithm,
     warn_of_differences,
 )
 from trainer_base import TrainerBase
@@ -59,7 +60,7 @@ def _check_kernels(cfg: DictConfig, module: TrainerBase) -> None:
         device,
         network.precision.dtype,
         cfg.model.hidden_size // cfg.model.n_heads,
-        capped=cfg.model.softcap > 0,
+        capped=network.config.score_cap > 0,
         training=cfg.mode == "train",
     )
     if way != "sdpa":
@@ -81,12 +82,15 @@ def build_from_checkpoint(cfg: DictConfig, path: str, *, key: str, use_ema: bool
 
 
 def _build(cfg: DictConfig, checkpoint: dict[str, Any], path: str, key: str, use_ema: bool) -> TrainerBase:
+    recorded = recorded_settings(checkpoint)
+    if key != FINETUNE:
+        refuse_unknown_algorithm(cfg, recorded, key=key, path=path)
     module = build_algorithm(cfg)
     weights, averaged = checkpoint["state_dict"], use_ema and "folder_settings" not in checkpoint
     if averaged:
         weights = averaged_weights(checkpoint, key=key, path=path)
-    recorded = recorded_settings(checkpoint)
     load_weights(module, weights, key=key, path=path, hint=advice(module, recorded))
+    refuse_not_finite(weights, key=key, path=path)
     refuse_other_heads(cfg, recorded, key=key, path=path)
     if key != FINETUNE:  # a training may well change what it starts from
         refuse_other_process(module, recorded, key=key, path=path)

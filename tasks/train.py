@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from callbacks.checkpoints import Checkpoints
 from callbacks.grad_record import GradRecord
@@ -22,6 +24,7 @@ from callbacks.stopping import Stopping, TrainingStopped, ignore_signals
 from dataloader import batch_sizes, get_train_dataloader, get_valid_dataloader
 from models.checkpoint import load_weights
 from tasks.generate_reflow_dataset import refuse_without_pairs, with_pairs
+from tasks.inputs import input_digests
 from tasks.processes import Processes, launch
 from tasks.run_folder import CHECKPOINTS, RESUME, RunFolder, open_run_folder, wandb_id
 from tasks.scoring import GenerativePerplexity, NotFromHub
@@ -60,6 +63,7 @@ def _train(cfg: DictConfig, run: RunFolder, processes: Processes) -> dict[str, A
     module = _build(cfg, run)
     if result := _finished(cfg, run, module):
         return result
+    run.warn_of_another_length(cfg)
     metrics = MetricsFile(run.path / "metrics.csv")
     checkpoints = _checkpoints(cfg, run)
     trainer = build_trainer(
@@ -71,11 +75,11 @@ def _train(cfg: DictConfig, run: RunFolder, processes: Processes) -> dict[str, A
         max_time=None,  # Stopping's
         limit_train_batches=1.0 if cfg.trainer.limit_train_batches != 0 else 0,  # the loader's
         enable_checkpointing=False,  # Checkpoints'
+        val_check_interval=1,  # _fit's, which knows how long an epoch is
+        check_val_every_n_epoch=None,
     )
     per_device, accumulate = batch_sizes(cfg, trainer.world_size)
     trainer.accumulate_grad_batches = accumulate
-    # A validation amid the micro-batches of a step would belong to no step.
-    trainer.val_check_interval = -(-trainer.val_check_interval // accumulate) * accumulate
     log.info(
         "%s: %s parameters, %s, %d sequences per step (%d per device x %d), from step %d -> %s",
         cfg.name,
@@ -93,7 +97,7 @@ def _train(cfg: DictConfig, run: RunFolder, processes: Processes) -> dict[str, A
         "checkpoint": str(checkpoints.last),
         **(metrics.last_values() or {}),
     }
-    if reason := module.finished(trainer.global_step):
+    if reason := module.objective.finished(trainer.global_step):
         result["finished"] = reason
     if trainer.is_global_zero:
         write_json(run.path / RESULT, result)
@@ -114,11 +118,19 @@ def _build(cfg: DictConfig, run: RunFolder) -> TrainerBase:
 def _finished(cfg: DictConfig, run: RunFolder, module: TrainerBase) -> dict[str, Any] | None:
     """The result of a run that has nothing left to do."""
     file = run.path / RESULT
-    if not (run.step >= cfg.trainer.max_steps or module.finished(run.step)) or not file.exists():
+    if not (run.step >= cfg.trainer.max_steps or module.objective.finished(run.step)) or not file.exists():
         return None
-    result = json.loads(file.read_text())
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or not isinstance(result.get("steps"), int):
+        log.warning("%s is damaged; it is made again", file)
+        return None
     if result["steps"] != run.step:  # of an earlier, shorter training
         return None
+    if not run.moved:
+        run.write_config()
     log.info("%s: already trained for %d steps -> %s", cfg.name, run.step, run.path)
     return result
 
@@ -131,8 +143,11 @@ def _fit(
         get_train_dataloader(cfg, module.tokenizer, **where, start_step=run.step),
         get_valid_dataloader(cfg, module.tokenizer, **where),
     )
+    trainer.val_check_interval = validation_interval(cfg, loaders[0], trainer.accumulate_grad_batches)
     for loader in loaders:
         loader.worker_init_fn = ignore_signals
+    checkpoints.inputs = input_digests(module.tokenizer, *loaders)
+    run.compare_inputs(cfg, checkpoints.inputs)
     if run.checkpoint is not None:
         trainer.strategy.checkpoint_io.hand_over(run.checkpoint, run.take_state())
     try:
@@ -154,15 +169,35 @@ def _fit(
                 loader._iterator._shutdown_workers()
 
 
+def validation_interval(cfg: DictConfig, loader: DataLoader[Any], accumulate: int) -> int:
+    """Training batches between validations: ``trainer.val_check_interval`` in batches of whole steps.
+
+    Args:
+        loader: of the training data, of which a fraction may be meant.
+        accumulate: batches of a step; a validation amid them would belong to no step.
+    """
+    batches = cfg.trainer.val_check_interval
+    if not isinstance(batches, int):  # a part of an epoch, null: all of it
+        steps = loader.batch_sampler.steps_per_epoch * (batches or 1.0)
+        batches = max(1, int(steps)) * (cfg.trainer.check_val_every_n_epoch or 1) * accumulate
+    return -(-batches // accumulate) * accumulate
+
+
 def _checkpoints(cfg: DictConfig, run: RunFolder) -> Checkpoints:
     regular, best = cfg.callbacks.checkpoint_every_n_steps, cfg.callbacks.checkpoint_monitor
-    return Checkpoints(
-        run.path / CHECKPOINTS,
-        every=regular.every_n_train_steps if regular else None,
-        newest_only=regular is not None and regular.save_top_k == 1,
-        monitor=best.monitor if best else None,
-        mode=best.mode if best else "min",
-    )
+    usual = f"{cfg.checkpointing.save_dir}/{CHECKPOINTS}"
+
+    def folder(chosen: str | None) -> Path:  # the run's own may be a fresh, numbered one
+        return run.path / CHECKPOINTS if chosen in (None, usual) else Path(chosen).expanduser()
+
+    own = {}
+    if regular:
+        own.update(every=regular.every_n_train_steps, newest=regular.save_top_k)
+        own.update(regular_folder=folder(regular.dirpath))
+    if best and best.save_top_k:
+        own.update(monitor=best.monitor, mode=best.mode, top_k=best.save_top_k)
+        own.update(best=folder(best.dirpath) / f"{best.filename.removesuffix('.ckpt')}.ckpt")
+    return Checkpoints(run.path / CHECKPOINTS, **own)
 
 
 def _callbacks(cfg: DictConfig, checkpoints: Checkpoints, metrics: MetricsFile) -> list[Callback]:
@@ -171,7 +206,7 @@ def _callbacks(cfg: DictConfig, checkpoints: Checkpoints, metrics: MetricsFile) 
     made = [checkpoints, Stopping(checkpoints, cfg.trainer.max_time), Resumption(metrics), throughput]
     if cfg.trainer.enable_progress_bar:
         made.append(StepProgressBar(throughput))
-    if cfg.eval.generate_samples:
+    if cfg.eval.generate_samples and cfg.sampling.num_sample_batches:
         made.append(SampleAtValidation(*_judge(cfg)))
     if cfg.callbacks.learning_rate_monitor:
         made.append(
@@ -192,6 +227,8 @@ def _judge(cfg: DictConfig) -> tuple[GenerativePerplexity | None, str | None]:
     try:
         return GenerativePerplexity(cfg), None
     except NotFromHub as error:
+        if (best := cfg.callbacks.checkpoint_monitor) and best.monitor.startswith("val/gen_ppl"):
+            raise
         return None, str(error)
 
 
@@ -201,13 +238,22 @@ def _wandb(cfg: DictConfig, folder: Path) -> list[Logger]:
         return []
     import wandb  # a second or two, and only for those who use it
 
-    settings = OmegaConf.to_container(cfg.wandb, resolve=True)
-    if not settings["offline"] and wandb.api.api_key is None:
+    settings = {k: v for k, v in OmegaConf.to_container(cfg.wandb, resolve=True).items() if v is not None}
+    if settings.get("mode") == "disabled":
+        return []
+    wanted = settings.get("mode") or os.environ.get("WANDB_MODE", "online")
+    if settings["offline"] and "mode" not in settings:
+        wanted = "offline"
+    if wanted == "online" and wandb.api.api_key is None:
         log.warning(
             "wandb has no login: logging offline (wandb sync uploads later; wandb=null switches it off)"
         )
-        settings["offline"] = True
-    if settings["id"] is None and rank_zero_only.rank == 0:
+        wanted = "offline"
+    settings["offline"] = wanted in ("offline", "dryrun")
+    if settings["offline"]:
+        # Lightning's word, WANDB_MODE, comes too late: wandb settled its own when it was asked for the login.
+        settings["mode"] = "offline"
+    if "id" not in settings and rank_zero_only.rank == 0:
         settings["id"] = wandb_id(folder)
     logged = OmegaConf.to_container(cfg, resolve=True)
     return [WandbLogger(save_dir=folder, config=logged, **settings)]

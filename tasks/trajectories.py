@@ -10,7 +10,6 @@ The file is named like the result, ``<name>.trajectories.json``:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from samplers.trajectory import Recorder, Trajectory
 from tasks.processes import ALONE, Processes
 from trainer_base import TrainerBase
-from utils import atomic_open
+from utils import atomic_open, to_json
 
 
 class Trajectories:
@@ -42,7 +41,7 @@ class Trajectories:
         missing = self._number - first_row
         if missing <= 0:
             return None
-        strides = self._module.strides
+        strides = self._module.generator.strides
         stride = strides.stride_length if strides.num_strides else 0
         self._recorders[first_row] = Recorder(missing, self._module.mask_id, stride)
         return self._recorders[first_row]
@@ -61,7 +60,7 @@ class Trajectories:
         self._runs.append(
             {
                 "steps": num_steps,
-                "predictor": self._module.sampler_class.name,
+                "predictor": self._module.generator.sampler_class.name,
                 "num_steps": max(number for _, number in recorded.values()),
                 "samples": [_as_json(way) for way in kept],
             }
@@ -78,8 +77,7 @@ class Trajectories:
         found = pieces(self._module.tokenizer, sorted(used - {mask_id}))
         content = {"mask_id": mask_id, "pieces": found, "runs": self._runs}
         with atomic_open(self.path) as file:
-            json.dump(content, file, ensure_ascii=False, separators=(",", ":"))
-            file.write("\n")
+            file.write(to_json(content, separators=(",", ":")) + "\n")
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> dict[int, str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from algo import ALGORITHMS
+from algo import OBJECTIVES
+from config.choice import is_default
 from data.hub import hub_reachable
 from errors import UserError
 from models.checkpoint import OTHER_SETTINGS, read_checkpoint, settings_of_weights
@@ -19,6 +20,7 @@ from utils import get_logger
 log = get_logger("weights")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_FILE = re.compile(rf"({_HUB_NAME.pattern})/([\w-][\w.-]*)")
 _FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _TOKENIZER = "data.tokenizer_name_or_path"
 # Settings that shapes may not tell: what the network computes with the same weights.
@@ -35,7 +37,7 @@ def read_source(name: str, *, key: str) -> dict[str, Any]:
     """``models.checkpoint.read_checkpoint`` of a file, a folder, or a model of the hub.
 
     Args:
-        name: a path, or owner/model of the hub where there is no such path.
+        name: a path, or owner/model or owner/model/file.ckpt of the hub where there is no such path.
         key: the configuration key that named it, for error messages.
 
     Raises:
@@ -44,22 +46,29 @@ def read_source(name: str, *, key: str) -> dict[str, Any]:
     path = Path(name).expanduser()
     if not path.exists() and _HUB_NAME.fullmatch(name) and path.suffix not in _FILES:
         path = _fetch(name, key)
+    elif not path.exists() and (found := _HUB_FILE.fullmatch(name)) and path.suffix in _FILES:
+        # Where the first folder is there, it is the path of a file that is not.
+        path = path if Path(name.split("/")[0]).exists() else _fetch(found[1], key, found[2])
     return read_checkpoint(path, key=key)
 
 
-def _fetch(name: str, key: str) -> Path:
-    """The weights and config.json of a hub model, in the hub's own cache."""
-    from huggingface_hub import snapshot_download
+def _fetch(name: str, key: str, file: str | None = None) -> Path:
+    """The weights and config.json of a hub model, or a file of it, in the hub's own cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     online = hub_reachable()
     try:
+        if file is not None:
+            return Path(hf_hub_download(name, file, local_files_only=not online))
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=not online))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        problem = f"no such path, and the hub gives no such model ({reason})"
+        what = "model" if file is None else "file"
+        problem = f"no such path, and the hub gives no such {what} ({reason})"
         if not online:
-            problem = "no such path, and the hub cannot be reached (its cache has no such model)"
-        raise UserError(key, name, problem, "give a .ckpt file or a model's folder") from error
+            problem = f"no such path, and the hub cannot be reached (its cache has no such {what})"
+        asked = name if file is None else f"{name}/{file}"
+        raise UserError(key, asked, problem, "give a .ckpt file or a model's folder") from error
 
 
 def recorded_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +80,7 @@ def recorded_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
             found[name] = value
+    found = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
     return dict(sorted(found.items(), key=lambda item: item[0] != "algo.name"))
 
 
@@ -97,11 +107,19 @@ def refuse_other_heads(cfg: DictConfig, recorded: dict[str, Any], *, key: str, p
         raise UserError(key, path, problem, f"use model.n_heads={heads}")
 
 
+def refuse_unknown_algorithm(cfg: DictConfig, recorded: dict[str, Any], *, key: str, path: str) -> None:
+    """Raise when neither the checkpoint nor the user says of which algorithm it is: often no shape shows it,
+    and another one gives wrong numbers without a word."""
+    if "algo.name" not in recorded and is_default(cfg):
+        hint = "type that of its training, like algo=mdlm, algo=imdm or algo=duo_base"
+        raise UserError(key, path, "does not say of which algorithm it is, and no algo= was typed", hint)
+
+
 def refuse_other_process(module: TrainerBase, recorded: dict[str, Any], *, key: str, path: str) -> None:
     """Raise when the weights are of another process: where the tokenizer has a mask no shape shows it."""
     name = recorded.get("algo.name")
-    family = ALGORITHMS[name].family if name in ALGORITHMS else module.family
-    if family != module.family:
+    own = module.objective.settings.family
+    if name in OBJECTIVES and OBJECTIVES[name].Settings.family != own:
         problem = f"was trained with algo={name}, which algo={module.config.algo.name} cannot evaluate"
         raise UserError(key, path, problem, f"use algo={name}")
 

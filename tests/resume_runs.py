@@ -100,6 +100,7 @@ def serve() -> None:
 def send_signal(where: str, number: int, name: str) -> None:
     """Let this process send itself a signal before the ``number``-th event, of one kind or of any."""
     from callbacks.metrics_file import MetricsFile
+    from generation import Generator
     from trainer_base import TrainerBase
 
     kinds = {
@@ -110,7 +111,7 @@ def send_signal(where: str, number: int, name: str) -> None:
         "train": (TrainerBase, "training_step"),
         "update": (TrainerBase, "optimizer_step"),
         "validate": (TrainerBase, "validation_step"),
-        "sample": (TrainerBase, "sample"),
+        "sample": (Generator, "sample"),
     }
     left = number
 

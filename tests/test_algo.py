@@ -13,15 +13,16 @@ from torch.utils._pytree import tree_leaves
 import diffusion.duality
 import diffusion.linear_nll
 import samplers.base
-from algo import ALGORITHMS
+from algo import ALGORITHMS, OBJECTIVES
 from config.cli import compose_config
 from dataloader import get_tokenizer
 from trainer_base import TrainerBase
 
 SYMBOLS, LENGTH, BATCH = 12, 10, 16
-MASKED = sorted(name for name, cls in ALGORITHMS.items() if cls.family == "absorbing")
-UNIFORM = sorted(name for name, cls in ALGORITHMS.items() if cls.family == "uniform")
-DRAW_MASKS = [name for name in MASKED if not ALGORITHMS[name].needs_pairs]  # the others have them stored
+MASKED = sorted(name for name, cls in OBJECTIVES.items() if cls.Settings.family == "absorbing")
+UNIFORM = sorted(name for name, cls in OBJECTIVES.items() if cls.Settings.family == "uniform")
+# The others have their masks stored.
+DRAW_MASKS = [name for name in MASKED if not OBJECTIVES[name].Settings.needs_pairs]
 # The loss of d3pm is a sum over times, with a part at every position.
 BY_COUNT = [name for name in DRAW_MASKS if name != "d3pm"]
 
@@ -104,8 +105,9 @@ def test_both_forms_of_the_nelbo_agree(algo: str) -> None:
 def test_padding_and_bos_are_left_out(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, padded = build("training.ignore_bos=True", f"training.mask_sampling={form}"), batch()
     seen: list[Tensor] = []
+    original = module.objective.denoise
     monkeypatch.setattr(
-        module, "denoise", lambda xt, *rest: seen.append(xt) or type(module).denoise(module, xt, *rest)
+        module.objective, "denoise", lambda net, xt, *rest: seen.append(xt) or original(net, xt, *rest)
     )
     padded["attention_mask"][:, 7:] = False
     outputs = [module.loss(padded, step=s, num_rows=BATCH, training=True) for s in range(20)]
@@ -121,8 +123,8 @@ def test_low_var_changes_the_loss_and_not_the_reported_nelbo() -> None:
     nelbo, low_var = build(), build("training.loss_type=low_var")
     expected, output = (m.loss(batch(), step=0, num_rows=BATCH, training=True) for m in (nelbo, low_var))
     torch.testing.assert_close(output.token_nll, expected.token_nll)
-    t = nelbo.times(*_time_arguments(nelbo), num_rows=BATCH, training=True)
-    unweighted = (expected.token_nll / nelbo.schedule.weight(t)[:, None]).sum() / (BATCH * LENGTH)
+    t = nelbo.objective.times(*_time_arguments(nelbo), num_rows=BATCH, training=True)
+    unweighted = (expected.token_nll / nelbo.objective.schedule.weight(t)[:, None]).sum() / (BATCH * LENGTH)
     torch.testing.assert_close(output.loss.double(), unweighted.double(), rtol=1e-5, atol=1e-6)
 
 
@@ -133,12 +135,23 @@ def _time_arguments(module: TrainerBase) -> tuple[Tensor, Tensor]:
     return row_keys(module.config.seed, Stream.TRAIN_TIME, 0, rows), rows
 
 
-def test_alpha_limits_narrow_the_noise_in_training_only() -> None:
-    module = build("algo=imdm", "algo.alpha_min=0.4", "algo.alpha_max=0.6")
+@pytest.mark.parametrize("noise", ["log-linear", "cosine"])
+def test_alpha_limits_narrow_the_noise_in_training_only(noise: str) -> None:
+    """alpha' = 0.4 + 0.2 alpha(t), and the NELBO's weight is its own -dalpha'/dt / (1 - alpha')."""
+    module = build("algo=imdm", "algo.alpha_min=0.4", "algo.alpha_max=0.6", f"noise={noise}")
     keys, rows = _time_arguments(module)
-    alpha = module.schedule.alpha(module.times(keys, rows, BATCH, True))
-    assert alpha.min() >= 0.4 and alpha.max() <= 0.6
-    assert module.schedule.alpha(module.times(keys, rows, BATCH, False)).max() > 0.8
+    t = module.objective.times(keys, rows, BATCH, True).requires_grad_()
+    alpha = 0.4 + 0.2 * module.objective.schedule.alpha(t)
+    (dalpha,) = torch.autograd.grad(alpha.sum(), t)
+    narrowed = module.objective.noised(batch(), 0, BATCH, True)
+    torch.testing.assert_close(module.objective.schedule.alpha(narrowed.t), alpha.detach())
+    torch.testing.assert_close(narrowed.sigma, -alpha.detach().log())
+    torch.testing.assert_close(narrowed.weight, -dalpha / (1 - alpha.detach()))
+    plain, wide = (
+        m.objective.noised(batch(), 0, BATCH, False) for m in (module, build("algo=imdm", f"noise={noise}"))
+    )
+    assert torch.equal(plain.t, wide.t) and torch.equal(plain.weight, wide.weight)
+    assert module.objective.schedule.alpha(plain.t).max() > 0.8
 
 
 def test_as_mdlm_is_mdlm_and_mask_noise_matters() -> None:
@@ -146,26 +159,26 @@ def test_as_mdlm_is_mdlm_and_mask_noise_matters() -> None:
     losses = [m.loss(batch(), step=0, num_rows=BATCH, training=True).loss for m in (mdlm, twin, imdm)]
     assert torch.equal(losses[0], losses[1])
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in mdlm.named_parameters()]
-    seeds = [imdm.draw_cond(torch.tensor([key]), LENGTH) for key in (1, 2)]
+    seeds = [imdm.objective.draw_cond(torch.tensor([key]), LENGTH) for key in (1, 2)]
     masked, sigma = torch.full((1, LENGTH), imdm.mask_id), torch.zeros(1)
-    first, second = (imdm.denoise(masked, sigma, cond).full() for cond in seeds)
+    first, second = (imdm.denoiser.denoise(masked, sigma, cond).full() for cond in seeds)
     assert (first - second)[..., :SYMBOLS].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_samples_do_not_depend_on_the_batch_size(algo: str) -> None:
     module = build(f"algo={algo}")
-    whole = module.sample(12, 4, batch_size=12)
-    pieces = module.sample(12, 4, batch_size=5)
+    whole = module.generator.sample(12, 4, batch_size=12)
+    pieces = module.generator.sample(12, 4, batch_size=5)
     assert torch.equal(whole.tokens, pieces.tokens)
-    assert torch.equal(whole.tokens[4:8], module.sample(4, 4, first_row=4).tokens)
+    assert torch.equal(whole.tokens[4:8], module.generator.sample(4, 4, first_row=4).tokens)
     assert not torch.equal(whole.tokens[0], whole.tokens[1])
     assert (whole.tokens != module.mask_id).all()
 
 
 def test_a_sampler_without_a_grid_samples_once() -> None:
-    assert build("sampling.steps=1,4").step_counts() == [1, 4]
-    assert build("sampling.steps=1,4", "sampling.predictor=first_hitting").step_counts() == [LENGTH]
+    assert build("sampling.steps=1,4").generator.step_counts() == [1, 4]
+    assert build("sampling.steps=1,4", "sampling.predictor=first_hitting").generator.step_counts() == [LENGTH]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -198,13 +211,14 @@ def test_no_tensor_over_batch_length_and_vocabulary(algo: str, monkeypatch: pyte
     with LargestTensor() as seen:
         module.loss(whole, step=0, num_rows=BATCH, training=True).loss.backward()
         module.loss(whole, step=0, num_rows=BATCH, training=False)
-        module.sample(BATCH, 1, batch_size=BATCH)
-        module.sample(BATCH, 4, batch_size=BATCH)
+        module.generator.sample(BATCH, 1, batch_size=BATCH)
+        module.generator.sample(BATCH, 4, batch_size=BATCH)
     assert seen.largest < everything / 8
     if algo not in MASKED:
         return
     with LargestTensor() as seen:
-        module.denoise(whole["input_ids"], torch.zeros(BATCH), module.draw_cond(whole["row"], LENGTH)).full()
+        cond = module.objective.draw_cond(whole["row"], LENGTH)
+        module.denoiser.denoise(whole["input_ids"], torch.zeros(BATCH), cond).full()
     assert seen.largest >= everything
 
 

@@ -15,6 +15,7 @@ from api import Model, load
 from config.cli import compose_config
 from tasks import MODES
 from tests import test_ar
+from tests.layouts import gpt2_like
 from tests.test_algo import build
 
 
@@ -114,7 +115,7 @@ def test_exact_likelihood_of_an_autoregressive_model() -> None:
     total = sum(math.exp(-nll) for nll in model.nll(free))
     paths = torch.tensor(list(itertools.product(range(4), repeat=2)))
     seen = torch.cat((torch.full((16, 1), 3), paths, torch.full((16, 1), 3)), 1)
-    nll = module.token_log_probs(seen, torch.ones_like(seen)).double().sum(1)
+    nll = module.objective.token_log_probs(module.backbone, seen, torch.ones_like(seen)).double().sum(1)
     assert total == pytest.approx(float(nll.neg().exp().sum()), rel=1e-5) and 0 < total < 1
     scores = dict(zip(free, model.nll(free), strict=True))
     assert model.perplexity(["0 1", "2 2"]) == pytest.approx(math.exp((scores["0 1"] + scores["2 2"]) / 6))
@@ -124,7 +125,7 @@ def test_the_bound_of_a_masked_model() -> None:
     """By number of masks a row of one token is always masked: its NELBO is its negative log-likelihood."""
     module = build("algo=mdlm", "eval.nelbo=count")
     xt = torch.tensor([[module.mask_id]])
-    log_probs = module.denoise(xt, torch.zeros(1)).full()[0, 0].detach().double()
+    log_probs = module.denoiser.denoise(xt, torch.zeros(1)).full()[0, 0].detach().double()
     assert Model(module).nll(["7"], draws=3) == pytest.approx([-float(log_probs[7])], rel=1e-5)
     more = Model(module).nll(["7 3 5", "1"], draws=40)
     assert (
@@ -132,6 +133,30 @@ def test_the_bound_of_a_masked_model() -> None:
         == Model(module).nll(["7 3 5", "1"], draws=40)
         != Model(module).nll(["7 3 5", "1"], draws=40, seed=2)
     )
+
+
+@pytest.mark.parametrize("algo", ["mdlm", "ar", "duo_base"])
+def test_what_a_model_of_gpt2s_layout_wrote_has_a_perplexity(algo: str, tmp_path: Path) -> None:
+    """Its bos is its eos and unknown token, and [PAD] has the mask's id."""
+    tokenizer = f"data.tokenizer_name_or_path={gpt2_like(tmp_path)}"
+    module = build(f"algo={algo}", "data=openwebtext", "data.vocab_size=null", tokenizer, "model.length=40")
+    model = Model(module)
+    texts = model.sample(4, 8, prompt="the ____" if algo == "ar" else "the ____ of")
+    assert all(text.startswith("<|endoftext|>the") for text in texts)
+    for written in (texts, model.sample(4, 8)):
+        assert 1 < model.perplexity(written, draws=2) < 1e6
+    assert model._row(texts[0]) == texts[0].tokens.tolist(), "the very tokens"
+    assert 1 < model.perplexity([str(text) for text in texts], draws=2) < 1e6, "or those of the text"
+    for text in ("the [PAD] token", "first<|endoftext|>second", "half \ud83d of"):
+        assert 1 < model.perplexity([text], draws=2) < 1e6
+    assert model._row("a[PAD]<|endoftext|>")[0] == model._row("a")[0] == 258
+    assert model.tokenizer.decode(model._row("a[PAD]")[1:-1]) == "a[PAD]", "letters"
+    assert model._row("<|endoftext|>ab<|endoftext|>") == [258, *model._row("ab")[1:-1], 258]
+    assert len(model._row("<|endoftext|>" + "x" * 60)) == 40, (
+        "cut: its tokens need not be those that wrote it"
+    )
+    with pytest.raises(ValueError, match="has 62 tokens; give 1 to 40"):
+        model._row("x" * 60)
 
 
 def test_mistakes_are_one_line(folder: Path) -> None:

@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.ar import AR
+from algo import AR
 from config.cli import compose_config
 from data.tokenizers import _numbers_tokenizer, get_tokenizer
 from diffusion import NEG_INF
 from tasks import MODES
 from tests.test_algo import LargestTensor
 from tests.test_training import run, weights
+from trainer_base import TrainerBase
 
 LENGTH = 6
 
 
-def build(*overrides: str, bos: bool = True, symbols: int = 3, noise: float = 0.5) -> AR:
+def build(*overrides: str, bos: bool = True, symbols: int = 3, noise: float = 0.5) -> TrainerBase:
     """A tiny model with random weights; with ``bos`` the symbol ``symbols`` begins and ends a row."""
     words = [
         "algo=ar", "data=synthetic-align", f"data.vocab_size={symbols}", "model=synthetic",
@@ -40,21 +41,21 @@ def build(*overrides: str, bos: bool = True, symbols: int = 3, noise: float = 0.
     return module.eval()
 
 
-def batch(module: AR, size: int = 8, length: int = LENGTH) -> dict[str, Tensor]:
+def batch(module: TrainerBase, size: int = 8, length: int = LENGTH) -> dict[str, Tensor]:
     ids = torch.randint(module.mask_id, (size, length), generator=torch.Generator().manual_seed(1))
-    if module.bos_id is not None:
-        ids[:, 0] = module.bos_id
+    if module.objective.context.bos_id is not None:
+        ids[:, 0] = module.objective.context.bos_id
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
 
 
-def loss(module: AR, data: dict[str, Tensor]) -> Any:
+def loss(module: TrainerBase, data: dict[str, Tensor]) -> Any:
     return module.loss(data, step=0, num_rows=8, training=True)
 
 
 def test_bos_is_the_one_of_the_data() -> None:
     module = build()
-    assert module.prior(2).tolist() == [[3] + [module.mask_id] * (LENGTH - 1)] * 2
-    assert build(bos=False).bos_id is None
+    assert module.generator.prior(2).tolist() == [[3] + [module.mask_id] * (LENGTH - 1)] * 2
+    assert build(bos=False).objective.context.bos_id is None
 
 
 # Likelihood ---------------------------------------------------------------------------------------
@@ -120,11 +121,12 @@ def test_scores_of_a_text_are_the_token_losses(bos: bool) -> None:
     data = batch(module)
     data["attention_mask"][2:, 5:] = False
     expected = loss(module, data).token_nll[:, 1:]
-    nll = module.token_log_probs(data["input_ids"], data["attention_mask"])
+    nll = module.objective.token_log_probs(module.backbone, data["input_ids"], data["attention_mask"])
     assert nll.shape == (8, LENGTH - 1) and not nll.requires_grad
     torch.testing.assert_close(nll, expected)
     data["input_ids"][2:, 5:] = 0
-    torch.testing.assert_close(module.token_log_probs(data["input_ids"], data["attention_mask"].long()), nll)
+    seen = data["input_ids"], data["attention_mask"].long()
+    torch.testing.assert_close(module.objective.token_log_probs(module.backbone, *seen), nll)
 
 
 def test_scoring_holds_no_logits_of_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +141,7 @@ def test_scoring_holds_no_logits_of_all_positions(monkeypatch: pytest.MonkeyPatc
     module = build(symbols=5000)
     data = batch(module, size=40)
     with LargestTensor() as seen:
-        module.token_log_probs(data["input_ids"], data["attention_mask"])
+        module.objective.token_log_probs(module.backbone, data["input_ids"], data["attention_mask"])
     assert seen.largest < 40 * LENGTH * 5000 / 8
 
 

@@ -11,7 +11,6 @@ import torch
 from golden_weights import fill_golden
 from torch import Tensor
 
-from algorithms.ar import AR
 from diffusion import NEG_INF
 from diffusion.parameterization import Prediction
 from diffusion.randomness import row_keys
@@ -22,17 +21,19 @@ from samplers.base import State
 from tests.test_ar import LENGTH, build
 from tests.test_training import run
 from tests.worlds import total_variation, tv_noise
+from trainer_base import TrainerBase
 
 
 class UncachedDecoder:
     """What ``AR.decoder`` promises, by a full pass over everything read so far at each call."""
 
-    def __init__(self, module: AR) -> None:
+    def __init__(self, module: TrainerBase) -> None:
         self.module, self.seen = module, None
 
     def read(self, ids: Tensor) -> Prediction:
-        self.seen = self.module.with_start(ids) if self.seen is None else torch.cat((self.seen, ids), 1)
-        return self.module.prediction(self.module.backbone.body(self.seen, None)[:, -1:])
+        objective, backbone = self.module.objective, self.module.backbone
+        self.seen = objective.with_start(ids) if self.seen is None else torch.cat((self.seen, ids), 1)
+        return objective.prediction(backbone, backbone.body(self.seen, None)[:, -1:])
 
 
 # The network with a cache -------------------------------------------------------------------------
@@ -84,15 +85,16 @@ def test_cached_samples_are_the_uncached_ones(
 ) -> None:
     for length in (4, 23):
         module = build(*overrides, f"model.length={length}", bos=bos, symbols=20, noise=0.3)
-        cached = module.sample(6, 1)
-        monkeypatch.setattr(module, "decoder", lambda length, module=module: UncachedDecoder(module))
-        uncached = module.sample(6, 1)
+        cached = module.generator.sample(6, 1)
+        uncached = lambda *_, module=module: UncachedDecoder(module)  # noqa: E731
+        monkeypatch.setattr(module.objective, "decoder", uncached)
+        uncached = module.generator.sample(6, 1)
         # In bfloat16 a draw may fall between the two roundings of its law, and the row goes on differently.
         equal = (cached.tokens == uncached.tokens).all(-1).sum()
         assert equal == 6 if not overrides or "bf16" not in overrides[0] else equal >= 3
         assert cached.nfe.tolist() == [length - bos] * 6 and cached.forward_passes == length - bos
         assert (cached.tokens != module.mask_id).all()
-        assert not bos or (cached.tokens[:, 0] == module.bos_id).all()
+        assert not bos or (cached.tokens[:, 0] == module.objective.context.bos_id).all()
 
 
 def test_a_call_computes_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,35 +105,35 @@ def test_a_call_computes_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
         "body",
         lambda x, *rest, **named: widths.append(x.shape[1]) or original(x, *rest, **named),
     )
-    module.sample(4, 1)
+    module.generator.sample(4, 1)
     assert widths == [1] * (LENGTH - 1)
     widths.clear()
-    xt = module.prior(2)
+    xt = module.generator.prior(2)
     xt[:, 1:4] = 0
-    module.reverse(xt, 1.0, None, torch.arange(2), 1)
+    module.generator.reverse(xt, 1.0, None, torch.arange(2), 1)
     assert widths == [4, 1]  # the prefix in one call
 
 
-def words_and_law(module: AR, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def words_and_law(module: TrainerBase, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """All words of 3 symbols and 4 free positions, with probabilities by full passes, (81, 4) and (81,)."""
     free = torch.tensor(list(itertools.product(range(3), repeat=4)))
-    start = module.bos_id if module.bos_id is not None else module.mask_id
+    start = module.objective.context.bos_id if module.objective.context.bos_id is not None else module.mask_id
     seen = torch.cat((torch.full((81, 1), start), free), 1)
     with torch.no_grad():
         logits = module.backbone(seen[:, :-1], None).double()
     logits[..., module.mask_id] = NEG_INF
-    if module.bos_id is not None:
-        logits[..., module.bos_id] = NEG_INF  # these models never write it: see free_of_bos
+    if module.objective.context.bos_id is not None:
+        logits[..., module.objective.context.bos_id] = NEG_INF  # these models never write it: see free_of_bos
     law = (logits / temperature).log_softmax(-1).gather(-1, free[..., None]).squeeze(-1).sum(-1).exp()
     return free, law
 
 
-def free_of_bos(module: AR) -> AR:
+def free_of_bos(module: TrainerBase) -> TrainerBase:
     """Without probability for bos, so that all words are of 3 symbols."""
-    if module.bos_id is not None:
+    if module.objective.context.bos_id is not None:
         with torch.no_grad():
-            module.backbone.head.weight[module.bos_id] = 0
-            module.backbone.head.bias[module.bos_id] = -60
+            module.backbone.head.weight[module.objective.context.bos_id] = 0
+            module.backbone.head.bias[module.objective.context.bos_id] = -60
     return module
 
 
@@ -148,7 +150,7 @@ def test_samples_have_the_law_of_the_model(bos: bool, temperature: float) -> Non
     module = free_of_bos(build(f"model.length={length}", f"sampling.temperature={temperature}", bos=bos))
     _, law = words_and_law(module, temperature)
     assert law.sum() == pytest.approx(1)
-    tokens = module.sample(number, 1, batch_size=number).tokens[:, -4:]
+    tokens = module.generator.sample(number, 1, batch_size=number).tokens[:, -4:]
     assert total_variation(frequencies(tokens), law) < tv_noise(law, number)
     _, other = words_and_law(module, 1.6 - temperature)
     assert total_variation(law, other) > 2 * tv_noise(law, number)  # the test can tell them apart
@@ -161,7 +163,7 @@ def test_given_tokens_stay_and_are_conditioned_on_from_the_left() -> None:
     words, law = words_and_law(module)
     m = module.mask_id
     patterns = torch.tensor([[3, 1, 2, m, m], [3, m, 0, 2, m], [3, m, m, m, m]])
-    samples = module.reverse(
+    samples = module.generator.reverse(
         patterns.repeat(number, 1), 1.0, None, row_keys(0, 7, 0, torch.arange(3 * number)), 1
     )
     tokens = samples.tokens.view(number, 3, 5)
@@ -183,11 +185,11 @@ def test_given_tokens_stay_and_are_conditioned_on_from_the_left() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     module = build(symbols=20)
-    xt = module.prior(3)
+    xt = module.generator.prior(3)
     xt[0, 1:4] = 5
     keys = row_keys(0, 7, 0, torch.arange(3))
-    together = module.reverse(xt, 1.0, None, keys, 1)
-    alone = [module.reverse(xt[i : i + 1], 1.0, None, keys[i : i + 1], 1) for i in range(3)]
+    together = module.generator.reverse(xt, 1.0, None, keys, 1)
+    alone = [module.generator.reverse(xt[i : i + 1], 1.0, None, keys[i : i + 1], 1) for i in range(3)]
     assert torch.equal(together.tokens, torch.cat([samples.tokens for samples in alone]))
     assert together.nfe.tolist() == [int(samples.nfe) for samples in alone]
 
@@ -195,9 +197,9 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 @pytest.mark.parametrize("sharp", ["sampling.temperature=1e-4", "sampling.p_nucleus=1e-6"])
 def test_sharp_sampling_is_greedy(sharp: str) -> None:
     module = build(sharp, symbols=20)
-    tokens = module.sample(3, 1).tokens
+    tokens = module.generator.sample(3, 1).tokens
     with torch.no_grad():
-        best = module.next_token(tokens[:, :-1]).full().argmax(-1)
+        best = module.objective.next_token(module.backbone, tokens[:, :-1]).full().argmax(-1)
     assert torch.equal(tokens[:, 1:], best)
 
 
@@ -207,7 +209,7 @@ def test_hook_sees_the_text_grow() -> None:
     def watch(step: int, before: State, after: State) -> None:
         seen.append((step, after.t.tolist(), (after.x == module.mask_id).sum()))
 
-    module.sample(2, 1, on_step=watch)
+    module.generator.sample(2, 1, on_step=watch)
     assert [step for step, _, _ in seen] == list(range(LENGTH - 1))
     assert [int(masks) for _, _, masks in seen] == [8, 6, 4, 2, 0]
     assert seen[-1][1] == [0.0, 0.0]
@@ -216,7 +218,7 @@ def test_hook_sees_the_text_grow() -> None:
 def test_a_row_without_bos_is_one_line() -> None:
     module = build()
     with pytest.raises(ValueError, match="xt=position 0: masked, but .* bos") as caught:
-        module.reverse(torch.full((2, LENGTH), module.mask_id), 1.0, None, torch.arange(2), 1)
+        module.generator.reverse(torch.full((2, LENGTH), module.mask_id), 1.0, None, torch.arange(2), 1)
     assert "\n" not in str(caught.value)
 
 

@@ -119,7 +119,7 @@ def test_lm1b_from_mdlm_to_rectified_students(user: User, capsys: pytest.Capture
             assert (run["steps"], run["seed"], run["ema"]) == (int(count), 42, True)
             assert run["checkpoint"] == f"outputs/lm1b/{model}.ckpt"
     assert user.types("lm1b/eval_lm1b_mdlm", "trainer.limit_val_batches=2") == 0
-    found = user.reads("results/lm1b/ppl/MDLM-lm1b-wrap-gpt2.json")
+    found = user.reads("results/lm1b/ppl/MDLM-LM1B-gpt2.json")
     assert 1 < found["perplexity"] < math.inf and found["data"] == "lm1b-wrap"
 
 
@@ -137,8 +137,8 @@ def test_openwebtext_from_mdlm_to_tables(user: User, capsys: pytest.CaptureFixtu
     flags = {"human_path": user.text, "tokenizer": user.tokenizer, "length": LENGTH, "seq_len": 12}
     flags |= {"sample_num": 16, "featurizer": user.judge, "cache_dir": user.folder / "cache", "num_seeds": 1}
     assert user.types("owt/eval_mauve_owt", "2", "MDLM", *(f"{k}={v}" for k, v in flags.items())) == 0
-    assert "MAUVE 0." in capsys.readouterr().out
-    found = user.reads("results/owt/cond_samples/2-MDLM-gpt2-mauve.json")
+    assert "MAUVE: 0." in capsys.readouterr().out
+    found = user.reads("results/owt/cond_samples/2-MDLM-mauve.json")
     assert (found["num_human"], found["num_generated"], found["human_with_a_prefix_of_the_run"]) == (
         16,
         80,

@@ -439,6 +439,31 @@ def test_hub_names_are_fetched_when_they_are_used(tmp_path: Path, monkeypatch: p
     )
 
 
+def test_files_of_a_hub_model_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    path, asked = save(official(), tmp_path / "blob"), []
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *name, **how: asked.append((name, how)) or str(path)
+    )
+    monkeypatch.setattr(tasks.weights, "hub_reachable", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    module = build_evaluated(compose("owner/model/mdlm.ckpt"))
+    assert asked == [(("owner/model", "mdlm.ckpt"), {"local_files_only": False})]
+    name = "backbone.vocab_embed.embedding"
+    with module.ema_weights():
+        assert torch.equal(module.state_dict()[name], weights(seed=1)[name])
+    (tmp_path / "outputs").mkdir()
+    for local in ("outputs/run/last.ckpt", "./owner/mdlm.ckpt", "a/b/c/last.ckpt"):
+        assert "no such file" in complaint(build_evaluated, compose(local))
+    assert len(asked) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks.weights, "hub_reachable", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    told = complaint(build_evaluated, compose("owner/model/mdlm.ckpt"))
+    assert told.startswith(f"{KEY}=owner/model/mdlm.ckpt: no such path, and the hub cannot be reached")
+
+
 def test_another_model_is_told_which_settings_to_use(tmp_path: Path) -> None:
     path = save(official(), tmp_path / "x.ckpt")
     message = complaint(
@@ -463,6 +488,31 @@ def test_another_model_is_told_which_settings_to_use(tmp_path: Path) -> None:
     message = complaint(build_evaluated, compose(other))  # of another process, in the same shapes
     problem = "was trained with algo=duo, which algo=mdlm cannot evaluate"
     assert message == f"{KEY}={other}: {problem}; use algo=duo"
+
+
+def test_no_algorithm_is_taken_that_nobody_named(tmp_path: Path) -> None:
+    """No shape tells MDLM from the default (uniform noise, same vocabulary): the numbers would be wrong."""
+    path = save(official(), tmp_path / "x.ckpt")
+    words = [f"{key}={value}" for key, value in TINY.items() if key != "algo"]
+    cfg = compose_config([*words, f"{KEY}={path}"], warn=False)
+    said = complaint(build_evaluated, cfg)
+    assert said == (
+        f"{KEY}={path}: does not say of which algorithm it is, and no algo= was typed; "
+        "type that of its training, like algo=mdlm, algo=imdm or algo=duo_base"
+    )
+    assert build_evaluated(compose_config([*words, "parameterization=subs", f"{KEY}={path}"], warn=False))
+    known = save({**official(), "config": {"algo": {"name": "mdlm"}}}, tmp_path / "known.ckpt")
+    said = complaint(build_evaluated, compose_config([*words, f"{KEY}={known}"], warn=False))
+    assert "use algo=mdlm" in said and "no algo= was typed" not in said
+
+
+@pytest.mark.parametrize(("kind", "algo"), [("mdlm", "mdlm"), ("DUO", "duo_base")])
+def test_published_folders_say_of_which_algorithm_they_are(kind: str, algo: str, tmp_path: Path) -> None:
+    folder = published(tmp_path / "folder")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind}))
+    other = {"mdlm": "duo_base", "duo_base": "mdlm"}[algo]
+    assert f"use algo={algo}" in complaint(build_evaluated, compose(folder, f"algo={other}"))
 
 
 def test_what_shapes_do_not_tell_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,39 +15,43 @@ import pytest
 import torch
 from torch import Tensor
 
+from algorithms.mdlm import MDLM
+from algorithms.objective import BoundDenoiser, Context
 from config.cli import compose_config
 from config.oddities import ODDITIES
 from data.dataset import TokenDataset
-from diffusion.noise import get_schedule
-from diffusion.process import Absorbing
-from generation import GeneratingModule
+from diffusion.parameterization import Prediction
+from generation import Generator
 from metrics import sample_entropy
-from samplers import SAMPLERS, Samples
+from samplers import Samples, sampler_names
 from samplers.base import State
 from tasks.prompts import encode_prompt, read_prompts, reference_rows, starts_of_prompts
 from tests import test_ar
+from tests.layouts import gpt2_like
 from tests.test_algo import LENGTH, MASKED, build
 from tests.test_training import run
 from tests.worlds import ExactDenoiser, World, random_probs, total_variation, tv_noise
 
-PREDICTORS = sorted(name for name, sampler in SAMPLERS.items() if "absorbing" in sampler.families)
+PREDICTORS = sampler_names()
 NUM_SAMPLES = 8_000
 
 
-class WorldModel(GeneratingModule):
-    """The exact denoiser of a world as a model that samples."""
+class WorldObjective(MDLM):
+    """MDLM whose answers are those of the exact denoiser of a world, whatever the network says."""
 
-    def __init__(self, world: World, *overrides: str) -> None:
-        super().__init__()
-        self.config = compose_config(
-            ["algo=mdlm", "data=synthetic-align", f"model.length={world.length}", *overrides]
-        )
-        self.mask_id, self.process = world.mask_id, Absorbing(world.mask_id)
-        self.schedule = get_schedule("log-linear", 1e-3)
-        self.denoiser = ExactDenoiser(world)
-        for name in ("denoise", "draw_cond", "refresh_cond"):
-            setattr(self, name, getattr(self.denoiser, name))
-        self.choose_sampler()
+    def __init__(self, world: World) -> None:
+        super().__init__(None, Context(world.vocab_size, world.mask_id))
+        self.exact = ExactDenoiser(world)
+
+    def denoise(self, backbone: Any, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
+        return self.exact.denoise(xt, sigma, cond)
+
+
+def world_model(world: World, *overrides: str) -> Generator:
+    """The exact denoiser of a world as a model that samples."""
+    length = f"model.length={world.length}"
+    config = compose_config(["algo=mdlm", "data=synthetic-align", length, *overrides])
+    return Generator(BoundDenoiser(WorldObjective(world), torch.nn.Linear(1, 1)), config)
 
 
 def given_law(world: World, start: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ def given_law(world: World, start: Tensor) -> Tensor:
 )
 def test_any_positions_given_the_others_follow_their_law(words: tuple[str, ...]) -> None:
     world = World(random_probs(2, 4), mask_id=1)
-    model = WorldModel(world, *words)
+    model = world_model(world, *words)
     values, far = world.symbols[[1, 0, 0, 1]].tolist(), 0
     for shown in itertools.product([False, True], repeat=4):
         start = torch.tensor([v if s else world.mask_id for v, s in zip(values, shown, strict=True)])
@@ -100,18 +104,18 @@ def test_given_positions_never_change(algo: str, predictor: str) -> None:
         seen.append(bool((x[:, fixed.all(0)] == given[:, fixed.all(0)]).all()))
         seen.append(bool((x[fixed] == given[fixed]).all()))
 
-    samples = module.sample(12, 5, batch_size=12, given=given, on_step=watch)
+    samples = module.generator.sample(12, 5, batch_size=12, given=given, on_step=watch)
     assert all(seen) and len(seen) > 4
     assert not (samples.tokens == module.mask_id).any() and (samples.tokens[fixed] == given[fixed]).all()
-    parts = module.sample(12, 5, batch_size=5, given=given)
+    parts = module.generator.sample(12, 5, batch_size=5, given=given)
     assert torch.equal(parts.tokens, samples.tokens)
-    free = module.sample(12, 5, given=torch.full_like(given, module.mask_id))
-    assert torch.equal(free.tokens, module.sample(12, 5).tokens)
+    free = module.generator.sample(12, 5, given=torch.full_like(given, module.mask_id))
+    assert torch.equal(free.tokens, module.generator.sample(12, 5).tokens)
 
 
 def test_one_start_noise_for_all() -> None:
     module = build("algo=imdm", "sampling.fix_eps=True")  # the noise at the end is that at the start
-    one, same, other = (module.sample(6, 2, batch_size=4, start_seed=s) for s in (3, 3, 4))
+    one, same, other = (module.generator.sample(6, 2, batch_size=4, start_seed=s) for s in (3, 3, 4))
     assert len(one.cond.unique(dim=0)) == 1 and torch.equal(one.cond, same.cond)
     assert not torch.equal(one.cond, other.cond) and len(one.tokens.unique(dim=0)) > 1
 
@@ -153,7 +157,7 @@ def test_blanks_and_ends(writer: Any) -> None:
     starts = starts_of_prompts(writer, ["a_b<end>", "the"], key="prompt")
     assert starts.ends == (5, 0) and starts.given.shape == (2, 30)
     assert starts.given[1].tolist() == [2, 27, 15, 12] + [4] * 26
-    samples = writer.sample(4, 6, **starts.of(numbers := starts.numbers(0, 4)))
+    samples = writer.generator.sample(4, 6, **starts.of(numbers := starts.numbers(0, 4)))
     kept = starts.kept(samples.tokens, numbers)
     assert numbers == [0, 1, 0, 1] and [len(row) for row in kept] == [5, 30, 5, 30]
     texts = writer.tokenizer.batch_decode(kept)
@@ -195,7 +199,7 @@ def test_tokenizers_without_special_tokens() -> None:
 def test_an_autoregressive_model_goes_on_from_the_left() -> None:
     module = test_ar.build()
     starts = starts_of_prompts(module, ["1 2", "2 __"], key="prompt")
-    texts = module.sample(8, 1, **starts.of(starts.numbers(0, 8))).tokens
+    texts = module.generator.sample(8, 1, **starts.of(starts.numbers(0, 8))).tokens
     assert (texts[::2, :3] == torch.tensor([3, 1, 2])).all() and (
         texts[1::2, :2] == torch.tensor([3, 2])
     ).all()
@@ -224,6 +228,26 @@ def test_files_of_prompts(tmp_path: Path) -> None:
     for name, problem in problems.items():
         with pytest.raises(ValueError, match=f"^sampling.prompt_file=.*: {problem}.*; "):
             read_prompts(str(tmp_path / name))
+
+
+def test_lines_of_prompts_end_with_a_line_feed_alone(tmp_path: Path) -> None:
+    lines, objects = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    lines.write_bytes("\ufeffa\x0cb\u2028c\x85d\r\nsecond".encode())
+    assert read_prompts(str(lines)) == ["a\x0cb\u2028c\x85d", "second"]
+    objects.write_bytes('\ufeff{"prompt": "a\u2028\x85b"}\n'.encode())
+    assert read_prompts(str(objects)) == ["a\u2028\x85b"]
+
+
+def test_names_of_special_tokens_in_a_prompt_are_text(tmp_path: Path) -> None:
+    """gpt2's layout: [PAD] has the mask's id, and bos is eos and the unknown token."""
+    tokenizer = f"data.tokenizer_name_or_path={gpt2_like(tmp_path)}"
+    module = build("data=openwebtext", "data.vocab_size=null", tokenizer, "algo=mdlm", "model.length=60")
+    ids, _ = encode_prompt("x[PAD]<|endoftext|>y _", module, "prompt")
+    assert ids[0] == 258 and ids.count(258) == 1 and ids.count(module.mask_id) == 1 and ids[-1] == 259
+    assert module.tokenizer.decode(ids[1:-1]) == "x[PAD]<|endoftext|>y"
+    assert encode_prompt("<|endoftext|>y", module, "prompt") == encode_prompt("y", module, "prompt")
+    starts = starts_of_prompts(module, ["half \ud83d of _", "\ud83d\ude00_"], key="prompt")
+    assert starts.report["prompts"] == ["half \ufffd of _", "\U0001f600_"]
 
 
 # Prefixes -----------------------------------------------------------------------------------------
@@ -296,18 +320,18 @@ def test_the_mode(trained: Path, algo: str) -> None:
 
 
 def test_what_seeds_decide(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, start_seeds = GeneratingModule.sample, []
+    original, start_seeds = Generator.sample, []
 
-    def sample(self: GeneratingModule, *args: Any, **kwargs: Any) -> Samples:
+    def sample(self: Generator, *args: Any, **kwargs: Any) -> Samples:
         start_seeds.append(kwargs["start_seed"])
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(GeneratingModule, "sample", sample)
+    monkeypatch.setattr(Generator, "sample", sample)
     one, other, fixed = (
         evaluate(trained, "imdm", *COND, "sampling.num_sample_batches=1", *more)
         for more in ((), ("seed=2",), ("cond_sampling.fix_seed=7",))
     )
-    assert one["prefix_rows"] == other["prefix_rows"] == fixed["prefix_rows"] and one["tc"] is None
+    assert one["prefix_rows"] == other["prefix_rows"] == fixed["prefix_rows"] and one["tc"] == 0.0
     assert one["generated_seqs"] != other["generated_seqs"]
     assert (one["fix_seed"], fixed["fix_seed"]) == (-1, 7)
     assert start_seeds == [None] * 6 + [7] * 3  # three batches each

@@ -184,16 +184,16 @@ def test_the_default_is_dense_for_small_vocabularies_and_sparse_for_large_ones()
     assert [default_top_k(size) for size in (27, 1024, 1025, 30_522)] == [0, 0, 64, 64]
     large = ("algo=duo", "algo.gumbel_tau_log10_start=-2.5")
     for words, top_k in (((), 64), (("algo.curriculum_top_k=5",), 5), (("algo.curriculum_top_k=0",), 0)):
-        assert build(*large, *words, symbols=2000).top_k == top_k
-    assert build("algo=duo", "algo.curriculum_top_k=64").top_k == 0  # 12 ids have no 64 largest
-    assert build("algo=duo", "algo.curriculum.top_k=4").top_k == 4
+        assert build(*large, *words, symbols=2000).objective.top_k == top_k
+    assert build("algo=duo", "algo.curriculum_top_k=64").objective.top_k == 0  # 12 ids have no 64 largest
+    assert build("algo=duo", "algo.curriculum.top_k=4").objective.top_k == 4
 
 
 def test_a_sparse_curriculum_trains_on_the_same_task() -> None:
     """Means of the loss over 100 steps, dense against sparse, within 4.5 standard errors."""
     means, errors = [], []
     for k in (0, 4):
-        module = build("algo=duo", f"algo.curriculum_top_k={k}", "algo.gamma_min=-4")
+        module = build("algo=duo", f"algo.curriculum_top_k={k}", "algo.gamma_min=-4", "algo.gamma_max=-1")
         with torch.no_grad():
             losses = [
                 module.loss(batch(), step=n, num_rows=BATCH, training=True).loss.double() for n in range(100)

@@ -186,18 +186,19 @@ def test_the_algorithm_puts_it_together() -> None:
     """Quantised times, sigma at them, the network at the clean text; every token has a loss, padding none."""
     module, data = build("algo=d3pm", "algo.T=50", "noise=cosine"), batch()
     data["attention_mask"][:, 8:] = False
-    assert module.config.algo.posterior == "exact" and module.sampler_class.name == "analytic"
+    assert module.config.algo.posterior == "exact" and module.generator.sampler_class.name == "analytic"
     for training, stream in ((True, Stream.TRAIN_TIME), (False, Stream.VALID_TIME)):
         output = module.loss(data, step=3, num_rows=BATCH, training=training)
         keys = row_keys(module.config.seed, stream, 3, data["row"])
-        t = module.times(keys, data["row"], BATCH, training)
+        t = module.objective.times(keys, data["row"], BATCH, training)
         torch.testing.assert_close((t * 50).round(), t * 50)
-        xt = module.noised(data, 3, BATCH, training).xt
-        sigma = module.schedule.sigma(t)
+        xt = module.objective.noised(data, 3, BATCH, training).xt
+        sigma = module.objective.schedule.sigma(t)
         again = discrete_bound(
-            module.denoise(xt, sigma),
-            module.denoise(data["input_ids"], torch.zeros(BATCH)), data["input_ids"],
-            posterior(module.schedule, t, 50), 50, data["attention_mask"], data["attention_mask"].sum(),
+            module.denoiser.denoise(xt, sigma),
+            module.denoiser.denoise(data["input_ids"], torch.zeros(BATCH)), data["input_ids"],
+            posterior(module.objective.schedule, t, 50), 50,
+            data["attention_mask"], data["attention_mask"].sum(),
         )  # fmt: skip
         torch.testing.assert_close(output.token_nll, again.token_nll)
         torch.testing.assert_close(output.loss, output.token_nll.sum() / data["attention_mask"].sum())

@@ -105,7 +105,10 @@ def test_cache_is_made_once_and_keyed_by_its_parts(tmp_path: Path) -> None:
     assert open_or_build(tmp_path, "set", {"length": 5}, fill)[0] != folder
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "foreign", "no meta", "broken meta", "lost"])
+@pytest.mark.parametrize(
+    "damage",
+    ["truncated", "altered", "foreign", "no meta", "broken meta", "lost", "no files", "one more", "report"],
+)
 def test_damaged_cache_is_made_anew(damage: str, tmp_path: Path) -> None:
     folder, _ = open_or_build(tmp_path, "set", {"length": 4}, fill)
     tokens, meta = folder / "tokens.npy", folder / "meta.json"
@@ -120,10 +123,19 @@ def test_damaged_cache_is_made_anew(damage: str, tmp_path: Path) -> None:
         meta.unlink()
     elif damage == "broken meta":
         meta.write_text("[1")
+    elif damage == "no files":
+        older = {key: value for key, value in json.loads(meta.read_text()).items() if key != "checksum"}
+        meta.write_text(json.dumps(older | {"files": {}}))
+        tokens.write_bytes(content[:-1] + b"\xff")
+    elif damage == "one more":
+        np.save(folder / "lengths.npy", np.array([1, 2, 3]))
+    elif damage == "report":
+        meta.write_text(meta.read_text().replace('"rows": 3', '"rows": 7'))
     else:
         tokens.unlink()
     assert open_or_build(tmp_path, "set", {"length": 4}, fill) == (folder, {"rows": 3})
     assert tokens.read_bytes() == content
+    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "tokens.npy"]
 
 
 def test_failed_preparation_leaves_nothing_and_dead_ones_are_swept(tmp_path: Path) -> None:
@@ -200,6 +212,7 @@ def test_pydoc_blocks_hold_the_text_and_come_from_the_cache(
     np.testing.assert_array_equal(all_ids(prepare(wanted, tokenizer)), ids)
     (file,) = (tmp_path / "cache").rglob("meta.json")  # as an older version left it
     meta = json.loads(file.read_text())
+    del meta["checksum"]
     file.write_text(json.dumps(meta | {"report": {}}))
     np.testing.assert_array_equal(all_ids(prepare(wanted, tokenizer)), ids)
 

@@ -107,7 +107,11 @@ def test_the_manifest_of_pairs_knows_the_sources(tmp_path: Path) -> None:
         key: value for key, value in made_of.items() if key not in ("source", "valid_source", "source_root")
     }
     for recorded, path in [(made_of, "texts"), (kept, None)]:
+        tokenizer = {"name": "gpt2", "vocabulary": "", "vocab_size": 50258, "mask_id": 50257}
+        made = {"rows": 1, "length": 8, "tokenizer": tokenizer, "algorithm": {"name": "imdm"}}
+        noise = {"schedule": {"name": "log-linear", "eps": 1e-3}, "mask_noise": None}
         manifest = {"complete": True, "data": json.loads(json.dumps(dict(recorded), default=dict))}
+        manifest |= made | noise
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         words = ("data=reflow-dataset-general", f"reflow.save_path={tmp_path}")
         found = data_settings(compose_config(words, warn=False))

@@ -13,11 +13,11 @@ from resume_runs import Runner, content, differences, metrics, running
 from test_algo import BATCH, LENGTH, batch, build, part
 from test_training import run
 
-from algorithms.distillation import Distillation
-from algorithms.rounds import Teacher
+from algorithms.objective import Stage
 from diffusion.distillation import consistency_dt
 from diffusion.duality import argmax_law, argmax_pair, discrete_level
 from diffusion.randomness import Stream, row_keys, uniform
+from trainer_base import TrainerBase
 
 DCD = "algo=distillation"
 NUM_SAMPLES = 100_000
@@ -49,19 +49,19 @@ def test_a_pair_is_the_argmax_at_two_levels_under_one_noise() -> None:
 def test_a_step_ends_where_it_should() -> None:
     """t is the drawn time plus dt, at most 1; s lies dt before it; the network sees the sigma of both."""
     module, step = build(DCD, "algo.T=4", "algo.gamma_min=-5"), 3
-    found = module.trajectory(batch(), step, BATCH, training=True)
+    found = module.objective.trajectory(batch(), step, BATCH, training=True, dt=0.25)
     keys, rows = (
         row_keys(module.config.seed, Stream.TRAIN_TIME, step, torch.arange(BATCH)),
         torch.arange(BATCH),
     )
-    t = (module.times(keys, rows, BATCH, True) + 0.25).clamp(max=1)
+    t = (module.objective.times(keys, rows, BATCH, True) + 0.25).clamp(max=1)
     assert (t == 1).sum() == 4 and (t - 0.25 > 0).all()
     for sigma, time in ((found.sigma_t, t), (found.sigma_s, t - 0.25)):
         law = argmax_law(-5 + 4 * time, module.vocab_size)
         torch.testing.assert_close(sigma, discrete_level(law, 4.0, module.vocab_size)[1])
     x0 = batch()["input_ids"]
     assert ((found.xs == x0) | (found.xs == found.xt)).all() and (found.xs != found.xt).any()
-    fixed = build(DCD, "training.ignore_bos=True").trajectory(batch(), step, BATCH, training=True)
+    fixed = build(DCD, "training.ignore_bos=True").objective.trajectory(batch(), step, BATCH, True, 1 / 64)
     assert torch.equal(fixed.xt[:, 0], x0[:, 0]) and torch.equal(fixed.xs[:, 0], x0[:, 0])
     assert not fixed.loss_mask[:, 0].any()
 
@@ -69,25 +69,26 @@ def test_a_step_ends_where_it_should() -> None:
 def test_steps_double_or_grow_evenly() -> None:
     assert [consistency_dt(n, 64) for n in (0, 1, 6)] == [1 / 64, 1 / 32, 1]
     module = build(DCD)
-    assert (module.round_at(9_999), module.round_at(10_000)) == (0, 1)
-    assert module.finished(69_999) is None
-    assert module.finished(70_000) == "a step of 128/algo.T=64 is longer than all the time there is"
-    module.round = 8
-    assert module.dt(90_000) == 1  # a validation at the very end
+    assert (module.objective.round_at(9_999), module.objective.round_at(10_000)) == (0, 1)
+    assert module.objective.finished(69_999) is None
+    assert module.objective.finished(70_000) == "a step of 128/algo.T=64 is longer than all the time there is"
+    assert module.objective.dt(Stage(8, 90_000)) == 1  # a validation at the very end
     linear = build(DCD, "algo.linear_growth_dt=True", "algo.linear_growth_min=0.1",
                    "algo.linear_growth_max=0.5", "trainer.max_steps=100")  # fmt: skip
-    assert [linear.dt(step) for step in (0, 50, 100, 300)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
-    assert linear.finished(10**7) is None
+    assert [linear.objective.dt(Stage(0, step)) for step in (0, 50, 100, 300)] == pytest.approx(
+        [0.1, 0.3, 0.5, 0.5]
+    )
+    assert linear.objective.finished(10**7) is None
 
 
 # The loss -----------------------------------------------------------------------------------------
 
 
-def another_teacher(module: Distillation) -> Distillation:
+def another_teacher(module: TrainerBase) -> TrainerBase:
     """A teacher that is not the student."""
-    module.teacher = Teacher.of(module)
+    module.rounds.teacher = module.rounds._copy_of_student()
     generator = torch.Generator().manual_seed(5)
-    for parameter in module.teacher.backbone.parameters():
+    for parameter in module.rounds.teacher.backbone.parameters():
         parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return module
 
@@ -99,19 +100,19 @@ def test_loss_and_gradients_are_those_of_the_definition(kind: str, words: tuple[
     data = batch()
     data["attention_mask"][:, 8:] = False
     output = module.loss(data, step=3, num_rows=BATCH, training=True)
-    ends = module.trajectory(data, 3, BATCH, training=True)
-    log_q = module.denoise(ends.xt, ends.sigma_t).full()
-    log_p = module.teacher.denoise(ends.xs, ends.sigma_s, None).full().detach()
+    ends = module.objective.trajectory(data, 3, BATCH, training=True, dt=0.25)
+    log_q = module.denoiser.denoise(ends.xt, ends.sigma_t).full()
+    log_p = module.rounds.teacher.denoise(ends.xs, ends.sigma_s, None).full().detach()
     first, second = (log_q, log_p) if kind == "kl-bwd" else (log_p, log_q)
     expected = (first.exp() * (first - second)).sum(-1)[data["attention_mask"]].mean()
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
-    assert output.loss > 0.1 and output.loss.dtype == module.loss_dtype
+    assert output.loss > 0.1 and output.loss.dtype == module.objective.context.dtype
     parameters = list(module.parameters())
     found, wanted = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (output.loss, expected))
     for grad, want in zip(found, wanted, strict=True):
         if want is not None:
             torch.testing.assert_close(grad, want.to(grad.dtype), rtol=1e-4, atol=1e-6)
-    assert all(p.grad is None and not p.requires_grad for p in module.teacher.backbone.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in module.rounds.teacher.backbone.parameters())
 
 
 def test_a_student_like_its_teacher_at_the_same_place_has_nothing_to_learn() -> None:
@@ -132,7 +133,7 @@ def test_micro_batches_add_up_and_padding_never_counts() -> None:
         piece["num_tokens"] = whole["num_tokens"] / 4
         losses.append(module.loss(piece, step=3, num_rows=BATCH, training=True).loss)
     torch.testing.assert_close(torch.stack(losses).mean(), full)
-    _, divergence, where = module.distill(whole, step=3, num_rows=BATCH, training=True)
+    _, divergence, where = module.rounds.distill(whole, step=3, num_rows=BATCH, training=True)
     assert torch.equal(where[:, 1:], whole["attention_mask"][:, 1:]) and not where[:, 0].any()
     assert ((divergence > 0) == where).all()
     whole["attention_mask"][:] = False
@@ -149,7 +150,7 @@ def test_the_nelbo_is_that_of_the_uniform_process() -> None:
     module, twin = another_teacher(build(DCD, "trainer.log_every_n_steps=2")), build("algo=duo_base")
     for step, training in ((0, False), (3, True)):
         arguments = {"step": step, "num_rows": BATCH, "training": training}
-        found, expected = module.distill(batch(), **arguments)[0], twin.loss(batch(), **arguments)
+        found, expected = module.rounds.distill(batch(), **arguments)[0], twin.loss(batch(), **arguments)
         torch.testing.assert_close(found.token_nll, expected.token_nll)
         assert torch.equal(found.loss_mask, expected.loss_mask)
     assert not module.loss(batch(), step=2, num_rows=BATCH, training=True).loss_mask.any()
@@ -158,8 +159,8 @@ def test_the_nelbo_is_that_of_the_uniform_process() -> None:
 def test_it_samples_as_duo_base() -> None:
     module, twin = build(DCD), build("algo=duo_base")
     assert module.state_dict().keys() == twin.state_dict().keys()
-    assert torch.equal(module.sample(6, 4).tokens, twin.sample(6, 4).tokens)
-    assert module.sample(2, 1).tokens.shape == (2, LENGTH)
+    assert torch.equal(module.generator.sample(6, 4).tokens, twin.generator.sample(6, 4).tokens)
+    assert module.generator.sample(2, 1).tokens.shape == (2, LENGTH)
 
 
 # Whole runs ---------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import diffusion.duality
+from algo import DUO_BASE
 from config.cli import compose_config
 from diffusion.duality import Relaxed, argmax_law, discrete_level, relaxed_embedding
 from diffusion.noise import get_schedule
@@ -295,7 +296,7 @@ def test_curriculum_has_its_course() -> None:
     words = ("algo.curriculum_start=10", "algo.curriculum_end=20", "algo.gumbel_tau_log10_end=-3")
     duo = build("algo=duo", *words, "training.ignore_bos=True")
     base = build("algo=duo_base", "training.ignore_bos=True")
-    assert [duo.tau(step) for step in (0, 10, 15, 19)] == pytest.approx([0.1, 0.1, 0.01, 10**-2.8])
+    assert [duo.objective.tau(step) for step in (0, 10, 15, 19)] == pytest.approx([0.1, 0.1, 0.01, 10**-2.8])
     losses = {
         (step, training): [
             m.loss(batch(), step=step, num_rows=BATCH, training=training).token_nll for m in (duo, base)
@@ -311,7 +312,7 @@ def test_curriculum_has_its_course() -> None:
 
 def test_a_sharp_curriculum_is_the_uniform_nelbo() -> None:
     """tau = 1e-6: the network sees argmax(w) itself, so the loss is that of the plain prediction there."""
-    module = build("algo=duo", "algo.gumbel_tau_log10_start=-6", "algo.gamma_min=-4")
+    module = build("algo=duo", "algo.gumbel_tau_log10_start=-6", "algo.gamma_min=-4", "algo.gamma_max=-1")
     seen: dict[str, Tensor] = {}
     body = module.backbone.body
     module.backbone.body = lambda xt, sigma, **rest: (
@@ -320,11 +321,11 @@ def test_a_sharp_curriculum_is_the_uniform_nelbo() -> None:
     output = module.loss(batch(), step=0, num_rows=BATCH, training=True)
     del module.backbone.body
     keys = row_keys(module.config.seed, Stream.TRAIN_TIME, 0, torch.arange(BATCH))
-    gamma = -4 + 3 * module.times(keys, torch.arange(BATCH), BATCH, True)
+    gamma = -4 + 3 * module.objective.times(keys, torch.arange(BATCH), BATCH, True)
     weight, sigma = discrete_level(argmax_law(gamma, module.vocab_size), 3.0, module.vocab_size)
     torch.testing.assert_close(seen["sigma"], sigma)
     plain = uniform_nelbo(
-        module.denoise(seen["xt"], sigma), batch()["input_ids"], weight, sigma, output.loss_mask, 1
+        module.denoiser.denoise(seen["xt"], sigma), batch()["input_ids"], weight, sigma, output.loss_mask, 1
     )
     torch.testing.assert_close(plain.token_nll, output.token_nll, rtol=1e-4, atol=1e-5)
 
@@ -337,19 +338,21 @@ def test_given_positions_never_change() -> None:
     given = torch.randint(module.mask_id, (12, LENGTH), generator=torch.Generator().manual_seed(0))
     given[torch.arange(12 * LENGTH).view(12, LENGTH) % 3 > 0] = module.mask_id
     fixed, seen = given != module.mask_id, []
-    samples = module.sample(12, 5, given=given, on_step=lambda step, _, now: seen.append(now.x[fixed]))
+    on_step = lambda step, _, now: seen.append(now.x[fixed])  # noqa: E731
+    samples = module.generator.sample(12, 5, given=given, on_step=on_step)
     assert len(seen) == 5 and all(torch.equal(x, given[fixed]) for x in seen)
     assert (samples.tokens < module.vocab_size).all() and (samples.tokens[~fixed] != given[~fixed]).all()
-    assert torch.equal(module.sample(12, 5, given=given, batch_size=5).tokens, samples.tokens)
-    free = module.sample(12, 5, given=torch.full_like(given, module.mask_id))
-    assert torch.equal(free.tokens, module.sample(12, 5).tokens)
+    assert torch.equal(module.generator.sample(12, 5, given=given, batch_size=5).tokens, samples.tokens)
+    free = module.generator.sample(12, 5, given=torch.full_like(given, module.mask_id))
+    assert torch.equal(free.tokens, module.generator.sample(12, 5).tokens)
 
 
 def test_groups_share_their_start_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     module, seen = build("algo=duo_base"), []
-    monkeypatch.setattr(module, "reverse", lambda xt, *rest, **k: seen.append(xt) or Samples(xt, xt, 1, None))
+    notes = lambda xt, *rest, **k: seen.append(xt) or Samples(xt, xt, 1, None)  # noqa: E731
+    monkeypatch.setattr(module.generator, "reverse", notes)
     for words in ({"group_size": 2}, {"start_seed": 3}, {"start_seed": 4}):
-        module.sample(6, 1, batch_size=3, **words)
+        module.generator.sample(6, 1, batch_size=3, **words)
     grouped, one, other = torch.cat(seen).split(6)
     assert torch.equal(grouped[::2], grouped[1::2]) and len(grouped.unique(dim=0)) == 3
     assert len(one.unique(dim=0)) == 1 and not torch.equal(one, other)
@@ -368,7 +371,7 @@ def test_vocabulary_is_that_of_the_published_weights() -> None:
     }
     tokenizer = words_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    own = type(module)(module.config, tokenizer)
+    own = DUO_BASE(module.config, tokenizer)
     assert own.vocab_size == len(tokenizer) == 11 and own.backbone.head.weight.shape[0] == 11
 
 
@@ -378,7 +381,7 @@ def test_ignored_bos_and_padding_are_out_of_the_loss() -> None:
     output = module.loss(padded, step=0, num_rows=BATCH, training=True)
     assert ((output.token_nll > 0) == output.loss_mask).all()
     assert output.loss_mask[0].tolist() == [False] + [True] * 6 + [False] * 3
-    xt = module.noised(padded, 0, BATCH, True).xt
+    xt = module.objective.noised(padded, 0, BATCH, True).xt
     assert torch.equal(xt[:, 0], padded["input_ids"][:, 0]) and (xt < module.vocab_size).all()
 
 
@@ -403,11 +406,16 @@ def test_what_has_no_meaning_is_refused(typed: str, message: str) -> None:
 def test_settings_of_its_own() -> None:
     cfg = compose_config(["algo=duo_base", "eval.nelbo=auto", "algo.time_conditioning=False"], warn=False)
     assert cfg.eval.nelbo == "time" and compose_config(["algo=duo_base"], warn=False).algo.time_conditioning
-    assert build("algo=duo_base", "sampling.predictor=ancestral").sampler_class.name == "ancestral"
-    assert build("algo=duo_base").sampler_class.name == "ancestral_cache"
+    assert build("algo=duo_base", "sampling.predictor=ancestral").generator.sampler_class.name == "ancestral"
+    assert build("algo=duo_base").generator.sampler_class.name == "ancestral_cache"
 
 
-CURRICULUM = ("algo.gamma_min=-3.5", "algo.curriculum_start=0", "algo.curriculum_end=150")
+CURRICULUM = (
+    "algo.gamma_min=-3.5",
+    "algo.gamma_max=-1",
+    "algo.curriculum_start=0",
+    "algo.curriculum_end=150",
+)
 
 
 @pytest.mark.parametrize("algo", [("algo=duo_base",), ("algo=duo", *CURRICULUM)], ids=["base", "curriculum"])

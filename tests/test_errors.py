@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
-from errors import ABSENT, RankZeroError, UserError
-from main import REPORT_US, _run_and_report
+from errors import ABSENT, RankZeroError, UserError, of_system
+from main import REPORT_US, _run_and_report, main
 from tasks import MODES
 
 
@@ -61,3 +63,44 @@ def test_a_plain_value_error_of_ours_shows_its_traceback(
     told = capsys.readouterr().err
     assert "Traceback" in told and "a fault of ours" in told
     assert told.splitlines()[-1] == REPORT_US
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "line"),
+    [
+        (errno.ENOSPC, "a/b", "a/b: No space left on device; make room, then give the same command again"),
+        (errno.ENOSPC, None, "No space left on device; make room, then give the same command again"),
+        (errno.EDQUOT, "a/b", "a/b: Disk quota exceeded; make room, then give the same command again"),
+        (errno.EACCES, "a/b", "a/b: Permission denied; choose another place, or change its permissions"),
+        (errno.EROFS, "a/b", "a/b: Read-only file system; choose another place"),
+        (errno.EISDIR, "a", "a: Is a directory; a folder is where a file is to be: give another path"),
+        (errno.ENOTDIR, "a/b", "a/b: Not a directory; a part of this path is a file: give another path"),
+        (errno.ENOENT, "a/b", "a/b: No such file or directory; nothing is there: correct the path"),
+        (errno.EIO, "a/b", "a/b: Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_a_fitting_hint(
+    number: int, name: str | None, line: str
+) -> None:
+    assert str(of_system(OSError(number, os.strerror(number), name))) == line
+
+
+def test_errors_of_the_system_in_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = iter([errno.ENOSPC, errno.EIO])
+
+    def fails(cfg: object) -> None:
+        number = next(numbers)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setitem(MODES, "train", fails)
+    assert main([]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "error: No space left on device; make room, then give the same command again"
+    with pytest.raises(OSError, match="Input/output error"):  # which says nothing to the user
+        main([])
+    error = OSError("3 requested and 2 written")  # numpy's
+    assert of_system(error) is None
+    error.filename = "x.npy"
+    assert str(of_system(error)) == "x.npy: 3 requested and 2 written"

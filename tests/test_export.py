@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
+from file_operations import Killed, content, kill_before, watch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from config.cli import compose_config
+from data.tokenizers import boundary_ids, get_tokenizer, mask_id_of
+from errors import UserError, of_system
 from models.checkpoint import read_checkpoint
 from models.export import modeling_mask_diffusion as template
 from tasks import MODES
 from tasks.setup import build_algorithm, build_evaluated
+from tests.layouts import bert_like, gpt2_like, roberta_like
 from trainer_base import TrainerBase
 
 LENGTH = 12
@@ -204,6 +211,80 @@ def test_the_example_of_the_card_runs(tmp_path: Path, load: Any, monkeypatch: py
         assert shown.shape[-1] == 16 and torch.isfinite(shown).all()
 
 
+GPT2 = ("data=openwebtext", "data.vocab_size=null")
+
+
+def test_a_gpt2_export_fills_masks_and_pads(tmp_path: Path, load: Any) -> None:
+    words = ("algo=mdlm", *GPT2, f"data.tokenizer_name_or_path={gpt2_like(tmp_path / 'gpt2')}")
+    _, folder = export(tmp_path, *words)
+    model, tokenizer = load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    config = model.config
+    assert (tokenizer.mask_token, tokenizer.mask_token_id, config.mask_token_id) == ("<mask>", 259, 259)
+    assert (tokenizer.pad_token_id, config.pad_token_id, config.eos_token_id) == (258, 258, 258)
+    assert mask_id_of(get_tokenizer(str(folder))) == (259, 260), "it is read here as it was"
+    assert tokenizer("b <mask> a")["input_ids"] == [
+        *tokenizer("b")["input_ids"],
+        259,
+        *tokenizer(" a")["input_ids"],
+    ]
+    assert (
+        "[PAD]" not in tokenizer.get_vocab()
+        and tokenizer.decode(tokenizer("x[PAD]")["input_ids"]) == "x[PAD]"
+    )
+    fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)
+    found = fill("a <mask>", top_k=3)
+    assert len(found) == 3 and all(0 < one["score"] < 1 for one in found)
+
+
+@pytest.mark.parametrize("kind", ["mdlm", "mdlm-all", "ar", "ar-all"])
+@torch.no_grad()
+def test_padding_is_not_seen(kind: str, tmp_path: Path, load: Any) -> None:
+    _, folder = export(tmp_path, *KINDS[kind])
+    model = load(folder, causal=kind.startswith("ar"))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    alone = model(ids).logits
+    for left, right in ((3, 0), (0, 3)):
+        row = torch.cat([torch.full((1, left), 7), ids, torch.full((1, right), 9)], 1)
+        mask = torch.tensor([[0] * left + [1] * 5 + [0] * right])
+        batch = model(torch.cat([row, row.flip(1)]), attention_mask=torch.cat([mask, torch.ones_like(mask)]))
+        torch.testing.assert_close(batch.logits[:1, left : left + 5], alone, rtol=0, atol=1e-5)
+        assert torch.isfinite(batch.logits).all()
+        torch.testing.assert_close(batch.logits[1:], model(row.flip(1)).logits, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        model(ids, attention_mask=torch.ones(1, 4))
+
+
+def test_an_ar_export_generates(tmp_path: Path, load: Any) -> None:
+    words = ("algo=ar", *GPT2, f"data.tokenizer_name_or_path={gpt2_like(tmp_path / 'gpt2')}")
+    _, folder = export(tmp_path, *words)
+    model, tokenizer = load(folder, causal=True), transformers.AutoTokenizer.from_pretrained(folder)
+    assert model.can_generate() and model.generate(max_length=5, do_sample=True)[0, 0] == 258
+    ids = tokenizer("ab", return_tensors="pt")["input_ids"]
+    greedy = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)[0].tolist()
+    expected = ids[0].tolist()
+    for _ in range(6):
+        expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert greedy == expected and 259 not in greedy
+    tokenizer.padding_side = "left"
+    batch = tokenizer(["ab", "a longer text"], padding=True, return_tensors="pt")
+    both = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert both[0, -8:].tolist() == expected, "padding on the left changes nothing"
+    for settings in ({"num_beams": 2}, {"use_cache": True}):
+        assert model.generate(ids, max_new_tokens=3, do_sample=False, **settings).shape[1] <= 5
+
+
+def test_the_eos_of_the_config_is_that_of_training(tmp_path: Path) -> None:
+    for make, eos in ((bert_like, 2), (roberta_like, 2)):
+        words = ("algo=mdlm", *GPT2, f"data.tokenizer_name_or_path={make(tmp_path / make.__name__)}")
+        _, folder = export(tmp_path / make.__name__, *words)
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["eos_token_id"], config["mask_token_id"]) == (eos, 4)
+        assert config["pad_token_id"] == (0 if make is bert_like else 1)
+        again = get_tokenizer(str(folder))
+        assert boundary_ids(again, "official")[1] == eos and mask_id_of(again)[0] == 4
+    assert config["bos_token_id"] == 0
+
+
 def test_only_an_earlier_export_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, folder = export(tmp_path, *KINDS["mdlm"])
     again = compose(tmp_path, "mode=export", f"eval.checkpoint_path={path}", f"export.path={folder}")
@@ -214,7 +295,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path, monkeypatch: pytest.
         load_file(folder / "model.safetensors")["backbone.output_layer.linear.bias"], before
     )
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr(sys.modules["tasks.export"], "model_card", lambda *_: 1 / 0)
+        patched.setattr(EXPORT, "model_card", lambda *_: 1 / 0)
         MODES["export"](again)
     assert (folder / "README.md").is_file(), "a failed export changes nothing"
     for foreign, place in (("notes.txt", folder), ("thesis.tex", tmp_path / "other")):
@@ -236,3 +317,118 @@ def test_the_exported_code_is_small_and_alone() -> None:
             imported |= {node.module} if isinstance(node, ast.ImportFrom) else {a.name for a in node.names}
     standard = {"__future__", "math", "typing"}
     assert {name.split(".")[0] for name in imported} <= standard | {"torch", "transformers"}
+
+
+# Kills and full disks -------------------------------------------------------------------------------
+
+
+EXPORT = sys.modules["tasks.export"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, TrainerBase, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("built")
+    path = checkpoint(compose(folder), folder / "x.ckpt")
+    words = ("mode=export", f"eval.checkpoint_path={path}", "eval.disable_ema=True", "export.path=out")
+    cfg = compose(folder, *words)
+    return cfg, build_evaluated(cfg), read_checkpoint(path, key="x")
+
+
+@pytest.fixture
+def exporter(built: tuple, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Export a small model with one of two biases, without building it again each time."""
+    cfg, module, read = built
+
+    def build(cfg: Any) -> TrainerBase:
+        with torch.no_grad():
+            module.backbone.output_layer.linear.bias.fill_(float(cfg.seed))
+        return module
+
+    monkeypatch.setattr(EXPORT, "build_evaluated", build)
+    monkeypatch.setattr(EXPORT, "read_source", lambda *_, **__: read)
+
+    def _export(target: Path, bias: int) -> None:
+        cfg.export.path, cfg.seed = str(target), bias
+        MODES["export"](cfg)
+
+    return _export
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_kill_before_any_operation_leaves_the_old_export_or_the_new_one(
+    swaps: bool, exporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:  # a file system that cannot exchange two folders
+        monkeypatch.setattr(EXPORT, "_exchange", lambda one, other: False)
+    known = {}
+    for bias in (0, 1):
+        exporter(tmp_path / f"known-{bias}" / "out", bias)
+        known[bias] = content(tmp_path / f"known-{bias}")
+    assert known[0] != known[1]
+    more = ((safetensors.torch, "save_file"), (transformers.PreTrainedTokenizerBase, "save_pretrained"))
+    kills, seen = 0, set()
+    while True:
+        place = tmp_path / str(kills)
+        exporter(place / "out", 0)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                extra = (*more, (EXPORT, "_exchange"))
+                kill_before(patch, kills, extra)
+                exporter(place / "out", 1)
+            break
+        except Killed:
+            left = {name: value for name, value in content(place).items() if not name.startswith(".")}
+            if swaps:
+                assert left in known.values(), kills
+            assert left.keys() == known[1].keys()
+            assert all(left[name] in (known[0][name], known[1][name]) for name in left)
+            weights = load_file(place / "out" / "model.safetensors")
+            seen.add(weights["backbone.output_layer.linear.bias"][0].item())
+            exporter(place / "out", 1)
+            assert content(place) == known[1], "nothing is left of the killed one"
+            kills += 1
+    assert kills > 15 and seen == {0.0, 1.0}
+
+
+def test_an_export_replaces_what_another_one_put_there_meanwhile(exporter: Any, tmp_path: Path) -> None:
+    exporter(tmp_path / "known" / "out", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        begun: list[bool] = []
+
+        def before(name: str) -> None:
+            if name == "chmod" and not begun:
+                begun.append(True)
+                exporter(tmp_path / "place" / "out", 0)
+
+        watch(patch, before)
+        exporter(tmp_path / "place" / "out", 1)
+    assert begun and content(tmp_path / "place") == content(tmp_path / "known")
+
+
+@pytest.mark.parametrize("fault", ["weights", "tokenizer", "card"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_export(
+    fault: str, exporter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:  # as the tokenizers library, and as the system
+        if fault == "tokenizer":
+            raise Exception("No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place, limits = tmp_path / "place", resource.getrlimit(resource.RLIMIT_FSIZE)
+    exporter(place / "out", 0)
+    before = content(place)
+    if fault == "weights":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    elif fault == "tokenizer":
+        monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "save_pretrained", full)
+    else:
+        monkeypatch.setattr(Path, "write_text", full)
+    try:
+        with pytest.raises((UserError, OSError)) as caught:
+            exporter(place / "out", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = caught.value
+    shown = str(of_system(error) if isinstance(error, OSError) else error)
+    assert str(place / "out") in shown and "make room" in shown and "\n" not in shown
+    assert content(place) == before

@@ -14,8 +14,11 @@ import torch
 from test_scoring import SMALL, gpt2, save
 
 from config.cli import compose_config
+from errors import UserError
 from reporting.entropy_curves import at_entropy, by_entropy, make_curves, match, shared_entropy
+from reporting.find import find
 from tasks import MODES
+from tasks.frontier import PointStore
 from tasks.frontier_report import write_report
 
 TIMES = {"total_generation_times"}
@@ -220,5 +223,77 @@ def test_mistakes_are_one_line(world: dict[str, str], tmp_path: Path) -> None:
         assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "points.jsonl").write_text('{"key": 1')
-    with pytest.raises(ValueError, match="line 1 of points.jsonl is no point"):
+    with pytest.raises(UserError, match="line 1 of points.jsonl is no point"):
         frontier(world, tmp_path / "f", mdlm)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("{", "it is no JSON"),
+        ("[]", "it is no object"),
+        ({"settings": "x"}, "settings is no object"),
+        ({"settings": {"predictor": "p"}}, "settings.name is no text"),
+        ({"steps": "8"}, "steps is no number"),
+        ({"steps": {"a": 1}}, "steps is no number"),
+        ({"temperature": None}, "temperature is no number"),
+        ({"entropy": math.nan}, "entropy is no number"),
+        ({"nfe": [1]}, "nfe is no number"),
+        ({"key": 7}, "key is no text"),
+        ({"generative_ppl": -1.0}, "generative_ppl is no number above 0"),
+        (
+            {"generative_ppl_interval": [1.0]},
+            "generative_ppl_interval is no pair of numbers above 0, the smaller first",
+        ),
+    ],
+)
+def test_lines_of_other_shape_are_one_line(tmp_path: Path, change: Any, problem: str) -> None:
+    good = point(1.0, 2.0)
+    line = change if isinstance(change, str) else json.dumps(good | change)
+    (tmp_path / "points.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        PointStore(tmp_path).read()
+    message = f"line 2 of points.jsonl is no point: {problem}; remove that line, or give another folder"
+    assert str(caught.value) == f"frontier.path={tmp_path}: {message}"
+
+
+@pytest.mark.parametrize("change", ["{", "[]", {"settings": {}}, {"steps": "8"}, {"generative_ppl": -1.0}])
+def test_a_report_of_lines_of_other_shape_is_one_line(tmp_path: Path, change: Any) -> None:
+    good, path = point(1.0, 2.0), tmp_path / "points.jsonl"
+    line = change if isinstance(change, str) else json.dumps(good | change)
+    path.write_text(f"{json.dumps(good)}\n{line}\n")
+    with pytest.raises(UserError, match="points.jsonl"):
+        find([str(path)])
+
+
+def test_a_point_keeps_line_separators_and_no_nan(tmp_path: Path) -> None:
+    """What a line is is said by line feeds alone, and a number that is not finite is no JSON."""
+    store = PointStore(tmp_path)
+    store.add(point(1.0, 2.0, note="a\u2028b") | {"entropy_stderr": math.nan})
+    store.add(point(1.5, 2.0))
+    first, second = store.read()
+    assert first["settings"]["note"] == "a\u2028b" and first["entropy_stderr"] is None
+    assert first["not_finite"] == {"entropy_stderr": "nan"} and second["entropy"] == 1.5
+    assert "NaN" not in store.path.read_text() and find([str(store.path)]).frontiers[0].points == [
+        first,
+        second,
+    ]
+
+
+@pytest.mark.parametrize("missing", ["model", "noise", "training", "data", "algo", "name", "unknown"])
+def test_a_checkpoint_with_half_a_configuration(world: dict[str, str], tmp_path: Path, missing: str) -> None:
+    stored = torch.load(world["mdlm"], weights_only=True)
+    if missing == "name":
+        del stored["config"]["algo"]["name"]
+    elif missing == "unknown":
+        stored["config"]["algo"]["name"] = "alien"
+    else:
+        del stored["config"][missing]
+    torch.save(stored, tmp_path / "half.ckpt")
+    with pytest.raises(UserError) as caught:
+        frontier(world, tmp_path / "f", f"frontier.checkpoints={tmp_path}/half.ckpt")
+    what = {"name": "has no algo.name", "unknown": "an algorithm 'alien', which is not known here"}.get(
+        missing, f"no {missing}."
+    )
+    assert str(caught.value).startswith(f"frontier.checkpoints={tmp_path}/half.ckpt: ")
+    assert what in str(caught.value) and "; " in str(caught.value)

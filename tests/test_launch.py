@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from two_devices import rendezvous
 
+from config.cli import compose_config
+from errors import UserError
 from main import ROOT
+from tasks import processes
+from tasks.processes import launch
 
 MAIN = str(ROOT / "main.py")
 SETTINGS = (
@@ -36,6 +41,7 @@ SLURM = {
     "SLURM_NODEID": "0",
     "SLURM_NODELIST": "127.0.0.1",
 }
+BY_SRUN = {"SLURM_STEP_ID": "0"}
 
 
 class Started:
@@ -77,7 +83,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Star
     }
     meeting = rendezvous()
     for rank in ("0", "1"):
-        own = SLURM | meeting | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        own = SLURM | BY_SRUN | meeting | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
         commands[f"slurm{rank}"] = Started(folder, f"slurm{rank}", [MAIN, *SETTINGS, "name=slurm"], **own)
     yield commands
     for command in commands.values():
@@ -94,6 +100,41 @@ def test_srun(started: dict[str, Started], tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["slurm"] and (runs[0] / "checkpoints" / "last.ckpt").exists()
     with (runs[0] / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["trainer/loss"]] == ["0", "1"]
+
+
+def test_sbatch_without_srun_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody starts the other tasks: one line, where a rendezvous would wait for them for half an hour."""
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).items():
+        monkeypatch.setenv(name, value)
+    cfg = compose_config(["algo=mdlm", "trainer.accelerator=cpu", "trainer.devices=2"], warn=False)
+    with pytest.raises(UserError) as caught:
+        launch(cfg)
+    assert str(caught.value) == (
+        "SLURM_NTASKS=2: as many tasks were asked for, and this process was not started by srun; "
+        "put srun in front of the command, or ask for one task"
+    )
+
+
+def test_a_stale_launch_is_said_and_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an earlier launcher left in the environment: the other process never comes."""
+    cfg = compose_config(["trainer.devices=2"], warn=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_SOON", 0.01)
+    with pytest.raises(UserError) as caught, processes._patience(cfg):
+        time.sleep(0.3)
+        raise torch.distributed.DistStoreError("Timed out after 1 seconds waiting for clients")
+    assert "the processes did not come together (in the environment:" in str(caught.value)
+    assert "WORLD_SIZE=2" in str(caught.value) and "unset what an earlier launcher left" in str(caught.value)
+    assert "waiting for the other processes (in the environment" in caplog.text
+    caplog.clear()
+    with processes._patience(cfg):
+        pass
+    time.sleep(0.1)
+    assert not caplog.messages
 
 
 def test_a_mistake_under_torchrun_is_told_once(started: dict[str, Started]) -> None:

@@ -24,7 +24,7 @@ from tests.worlds import ExactDenoiser, NoisyWorld, World, random_probs, total_v
 SCHEDULE = get_schedule("log-linear", 1e-3)
 COSINE = get_schedule("cosine", 1e-3)
 NUM_SAMPLES = 30_000
-PARALLEL = ["first_hitting_parallel", "first_hitting_extrapolated", "first_hitting_corrected"]
+PARALLEL = ["first_hitting_parallel", "first_hitting_extrapolated"]
 
 
 def run(
@@ -261,20 +261,10 @@ def test_two_parallel_calls_with_mask_noise() -> None:
     assert total_variation(laws[True], laws[False]) > 0.04
 
 
-def leave_one_out(world: World) -> World:
-    """Make the denoiser say of a position that it sees what the other visible ones say of it."""
-    for position in range(world.length):
-        others = world.digits.clone()
-        others[:, position] = world.num_symbols
-        world.table[:, position] = world.table[world.encode(others, world.num_symbols + 1), position]
-    return world
-
-
-@pytest.mark.parametrize(("name", "ahead"), [(PARALLEL[1], 1.4), (PARALLEL[2], 1.9)])
-def test_second_order_errs_less_and_converges(name: str, ahead: float) -> None:
+def test_second_order_errs_less_and_converges() -> None:
     """On a chain of six tokens the excess over the entropy falls to nothing as calls come to tokens, and at 3
-    calls it is ``ahead`` times smaller than without the second order (measured: 2.5 times, about)."""
-    world = leave_one_out(World(chain(0.75, 6)))
+    calls it is 1.4 times smaller at least than without the second order."""
+    world, name, ahead = World(chain(0.75, 6)), PARALLEL[1], 1.4
     laws = {
         (n, kind): world.frequencies(
             run(world, masked(world, 40_000), name=kind, num_steps=n).tokens
@@ -287,26 +277,6 @@ def test_second_order_errs_less_and_converges(name: str, ahead: float) -> None:
     assert errors[2, name] < errors[2, PARALLEL[0]]
     assert ahead * errors[3, name] < errors[3, PARALLEL[0]]
     assert total_variation(laws[6, name], world.data_law) < 0.03
-
-
-def test_a_correction_moves_only_tokens_whose_law_moved() -> None:
-    """Independent tokens: nothing to correct. Dependent ones: some change, with the same first draws."""
-    alone = World(chain(0.5, 4))
-    dependent = leave_one_out(World(chain(0.8, 4)))
-    for world, changes in ((leave_one_out(alone), False), (dependent, True)):
-        paths: dict[str, list[Tensor]] = {name: [] for name in (PARALLEL[0], PARALLEL[2])}
-        for name, path in paths.items():
-            sampler = get_sampler(name)(world.denoiser(), SCHEDULE, 2, SamplerSettings(2))
-            draws = KeyedDraws(row_keys(0, 2, 0, torch.arange(500)))
-            sampler.sample(
-                masked(world, 500), 1.0, None, draws, on_step=lambda s, _, now, p=path: p.append(now.x)
-            )
-        plain, corrected = paths.values()
-        assert torch.equal(plain[0], corrected[0])
-        wrote = plain[0] != 2
-        share = float((plain[1] != corrected[1])[wrote].double().mean())
-        assert torch.equal(plain[1][~wrote], corrected[1][~wrote])
-        assert (0.02 < share < 0.4) if changes else share == 0
 
 
 def test_extrapolation_needs_two_calls_and_stays_a_law() -> None:
@@ -450,12 +420,12 @@ def test_every_choice_writes_with_a_network(algo: str, choice: str, monkeypatch:
     monkeypatch.setattr("samplers.base._CHUNK_ELEMENTS", 2**15)
     for num_steps in (1, 4):
         with LargestTensor() as seen:
-            samples = module.sample(12, num_steps, batch_size=12)
+            samples = module.generator.sample(12, num_steps, batch_size=12)
         assert seen.largest < 12 * 10 * 4000 / 4
         assert not (samples.tokens == module.mask_id).any()
         calls = 10 if choice == "first_hitting" else num_steps
         assert (samples.nfe <= calls).all() and (samples.nfe > 0).all() and samples.forward_passes <= calls
-        assert torch.equal(samples.tokens, module.sample(12, num_steps, batch_size=5).tokens)
+        assert torch.equal(samples.tokens, module.generator.sample(12, num_steps, batch_size=5).tokens)
 
 
 @pytest.mark.parametrize(

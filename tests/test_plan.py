@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from algo import ALGORITHMS
+from algo import ALGORITHMS, OBJECTIVES
 from config.cli import compose_config
 from dataloader import get_tokenizer
 from models.dit import BackboneConfig, DiT
 from models.precision import Precision
-from tasks.plan import LOSSES, build_without_memory, num_devices, plan, planned
+from tasks.plan import build_without_memory, num_devices, plan, planned
 from tasks.plan_costs import (
     Holdings,
     Network,
@@ -130,12 +130,12 @@ def test_memory_is_shared_by_shards_and_grows_with_replicas() -> None:
     assert sum(replicas.values()) > sum(alone.values())  # but DDP's buckets
 
 
-@pytest.mark.parametrize("algo", sorted(LOSSES))
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_every_algorithm_can_be_planned_with_its_true_parameters(
     algo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = ["model=tiny", "model.hidden_size=32", "model.n_blocks=2", "model.n_heads=2", "model.length=16"]
-    data = "reflow-dataset-general" if ALGORITHMS[algo].needs_pairs else "text8"
+    data = "reflow-dataset-general" if OBJECTIVES[algo].Settings.needs_pairs else "text8"
     words = [f"algo={algo}", f"data={data}", "data.tokenizer_name_or_path=text8", "data.valid=text8", *size]
     cfg = configuration(*words, "data.cache_dir=unused", "loader.global_batch_size=8")
     offline(monkeypatch)
@@ -149,10 +149,6 @@ def test_every_algorithm_can_be_planned_with_its_true_parameters(
     assert all(value >= 0 for value in (*result["memory"].values(), *result["operations"].values()))
     assert {way["strategy"] for way in result["ways"]} == {"ddp", "fsdp"}
     assert (result["memory"]["teacher"] > 0) == (algo in ("im-sdtt", "distillation"))
-
-
-def test_all_algorithms_have_a_cost() -> None:
-    assert set(LOSSES) == set(ALGORITHMS)
 
 
 def test_a_plan_as_a_user_makes_it(

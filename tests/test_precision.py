@@ -22,7 +22,7 @@ from diffusion.parameterization import Prediction
 from diffusion.randomness import row_keys, uniform
 from metrics import TextScores
 from samplers import KeyedDraws, SamplerSettings, get_sampler
-from samplers.truncated import DRAWS, Float32Draws, TruncatedDraws
+from samplers.study.truncated import DRAWS, Float32Draws, TruncatedDraws
 from scripts.precision import study
 from scripts.precision.checkpoint import Remembering
 from scripts.precision.law import enumerate_law, step_laws, written, zipf_in_stairs
@@ -180,7 +180,7 @@ def test_the_key_chooses_the_draws() -> None:
     tokens = {}
     for words in ("draws=exact", "draws=truncated32", "draws=float32", "use_float64=False"):
         module = build("algo=mdlm", f"sampling.{words}")
-        tokens[words] = module.sample(64, 4).tokens
+        tokens[words] = module.generator.sample(64, 4).tokens
         assert not (tokens[words] == module.mask_id).any()
     assert torch.equal(tokens["use_float64=False"], tokens["draws=float32"])
     # The same Gumbel numbers but for their last bits: a toy network's tokens do not depend on these.
@@ -217,16 +217,16 @@ def test_remembered_calls_are_the_calls() -> None:
     """The study's samples are those of the program, with fewer calls of the network."""
     module = build("algo=imdm", "sampling.predictor=ancestral_joint", "sampling.draws=truncated32")
     keys = row_keys(1, 7, 0, torch.arange(6))
-    cond = module.draw_cond(keys, module.config.model.length)
-    expected = module.reverse(module.prior(6), 1.0, cond, keys, 40).tokens
+    cond = module.objective.draw_cond(keys, module.config.model.length)
+    expected = module.generator.reverse(module.generator.prior(6), 1.0, cond, keys, 40).tokens
     asked: list[int] = []
-    network = module.denoise
-    module.denoise = lambda xt, sigma, cond: asked.append(len(xt)) or network(xt, sigma, cond)
+    ask = module.objective.denoise
+    module.objective.denoise = lambda net, xt, *more: asked.append(len(xt)) or ask(net, xt, *more)
     sampler = get_sampler("ancestral_joint")(
-        Remembering(module), module.schedule, module.mask_id, module.sampler_settings(40)
+        Remembering(module), module.objective.schedule, module.mask_id, module.generator.sampler_settings(40)
     )
     with torch.no_grad():
-        found = sampler.sample(module.prior(6), 1.0, cond, TruncatedDraws(keys)).tokens
+        found = sampler.sample(module.generator.prior(6), 1.0, cond, TruncatedDraws(keys)).tokens
     assert torch.equal(found, expected)
     assert sum(asked) < 6 * 40
 

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands compose, the files that it names exist, none is left out."""
+"""README and docs are true: their commands compose, the files that they name exist, none is left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from config.arguments import read_command_line
 from config.cli import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -30,7 +31,9 @@ def test_commands_compose(command: str) -> None:
 
 
 def test_settings_in_tables_are_known() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| ") and "`" in line]
+    pages = (ROOT / "README.md", ROOT / "docs" / "settings.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
     settings = re.findall(r"`([a-z_]+(?:[./][a-z_0-9]+)*=[^`]*)`", "\n".join(rows))
     assert len(settings) > 10
     for setting in settings:
@@ -46,7 +49,7 @@ def test_scripts_that_are_named_exist() -> None:
 
 
 def test_file_tree_is_complete_and_true() -> None:
-    tree = next(text for _, text in BLOCKS if "main.py                 8" in text)
+    tree = next(text for _, text in BLOCKS if text.startswith("main.py   "))
     names = set(re.findall(r"[\w/]+\.py", tree))
     known = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     assert {Path(name).name for name in names} <= known, "the tree names files that do not exist"
@@ -54,3 +57,18 @@ def test_file_tree_is_complete_and_true() -> None:
     top |= {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
     for name in top:
         assert name in tree, f"{name} is missing in the tree"
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 2000
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_objective_of_the_page_gives_a_loss_and_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/objective.md", "exec"), names)
+    assert float(names["output"].loss) > 0 and names["embedding"].weight.grad.norm() > 0

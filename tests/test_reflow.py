@@ -39,8 +39,9 @@ def maker(*overrides: str, world: Any = None) -> PairMaker:
     cfg = compose_config([*TINY, *overrides], warn=False)
     module = build_algorithm(cfg).eval()
     if world is not None:
-        for name in ("denoise", "draw_cond", "refresh_cond"):
-            object.__setattr__(module, name, getattr(world.denoiser(), name))
+        exact, objective = world.denoiser(), module.objective
+        objective.denoise = lambda _, *seen: exact.denoise(*seen)
+        objective.draw_cond, objective.refresh_cond = exact.draw_cond, exact.refresh_cond
     else:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -79,7 +80,7 @@ def test_pairs_of_an_exact_model_have_the_law_of_data_and_its_noise(noise: str) 
     t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     t = (t[1:] + t[:-1]) / 2
     masked = (world.digits == SYMBOLS).sum(-1)  # of the (K+1)**L visible words
-    rate = exact.module.schedule.masked(t)[:, None]
+    rate = exact.module.objective.schedule.masked(t)[:, None]
     pattern = (rate**masked * (1 - rate) ** (LENGTH - masked)).mean(0)
     fits = ((world.digits[:, None] == world.words) | (world.digits[:, None] == SYMBOLS)).all(-1)
     law = pattern[:, None] * fits * world.probs  # (words with masks, clean words)
@@ -113,7 +114,7 @@ def test_all_masks_of_a_pair_start_with_the_noise_of_its_seed(fix_eps: bool) -> 
         world=world,
     )
     grid = torch.linspace(1, 1e-5, num_steps + 1, dtype=torch.float64)
-    alphas = [*noisy.module.schedule.alpha(grid)[:-1].tolist(), 1.0]
+    alphas = [*noisy.module.objective.schedule.alpha(grid)[:-1].tolist(), 1.0]
     made = noisy.make(torch.arange(num_pairs))
     assert (made["xt"] == SYMBOLS).all() and (made["t"] == 1).all()
     bits = random_bits(torch.from_numpy(made["seed"]), 1)[:, 0] & 1
@@ -133,10 +134,11 @@ def test_stored_seeds_replay_the_noise(tmp_path: Path) -> None:
     """The most likely text of one call is a function of (xt, t, seed): what is stored gives it back."""
     made_by = maker("algo=imdm", "algo.noise_scale=10", "sampling.steps=1", "sampling.noise_removal=greedy")
     made = {name: torch.from_numpy(value) for name, value in fill(tmp_path, made_by).items()}
-    module, sigma = made_by.module, made_by.module.schedule.sigma(made["t"])
+    module, sigma = made_by.module, made_by.module.objective.schedule.sigma(made["t"])
 
     def text(seed: Tensor) -> Tensor:
-        return module.denoise(made["xt"].long(), sigma, seed[:, None].expand(-1, LENGTH)).full().argmax(-1)
+        seeds = seed[:, None].expand(-1, LENGTH)
+        return module.denoiser.denoise(made["xt"].long(), sigma, seeds).full().argmax(-1)
 
     assert torch.equal(text(made["seed"]), made["x0"].long())
     assert not torch.equal(text(made["seed"] + 1), made["x0"].long())
@@ -347,7 +349,9 @@ def test_folders_without_a_manifest(stored: Path, tmp_path: Path, caplog: pytest
     broken = (
         ("x0", np.where(files["xt"] == SYMBOLS, 3, files["x0"]), "x0.npy has ids"),
         ("x0", files["xt"], "x0.npy holds the mask"),
-        ("t", files["t"] * 0, "outside"),
+        ("t", files["t"] * 0, "t = 0 of row 0, which has masks"),
+        ("t", files["t"] * 7, "outside"),
+        ("t", files["t"] * float("nan"), "outside"),
         ("t", files["t"][:-1], r"have shapes \(50, 4\)"),
         ("seed", files["seed"].astype(float), "holds float64"),
     )

@@ -325,8 +325,11 @@ WRONG = {
     "number.json": ('{"generated_seqs": ["a"], "entropy": "<b>"}', "run 1: entropy='<b>' is no number"),
     "bars.json": ('{"generated_seqs": ["a"], "generative_ppl_interval": [1]}', "is no pair of numbers"),
     "ppl.json": ('{"perplexity": null}', "run 1: perplexity=None is no number"),
-    "points.jsonl": ('{"steps": 1, "temperature": 1, "entropy": 2}\n', "run 1: settings=None is no object"),
-    "metrics.csv": ("step,loss\n1,2\nx,y\n", "line 2 of the table is no line of metrics"),
+    "points.jsonl": (
+        '{"steps": 1, "temperature": 1, "entropy": 2}\n',
+        "line 1 is no point: settings is no object",
+    ),
+    "metrics.csv": ("step,loss\n1,2\nx,y\n", "line 3 of the file is no line of metrics"),
 }
 
 
@@ -367,3 +370,54 @@ def test_a_wrong_trajectory_is_left_out(
     assert report.main([str(folder / "samples.json"), "--out", str(tmp_path / "o.html")]) == 0
     assert "holds no recorded trajectories" in capsys.readouterr().err
     assert Page((tmp_path / "o.html").read_text()).scripts == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results/a.json", "null"),
+        ("results/a.json", "[" * 100_000),
+        ("results/a.json", '{"generated_seqs": ["a"], "steps": -1}'),
+        ("results/a.json", '{"generated_seqs": ["a"], "steps": 1e308}'),
+        ("results/a.json", json.dumps({"generated_seqs": ["a"], "steps": 10**400})),
+        ("results/a.json", '{"generated_seqs": ["a"], "generative_ppl_interval": [2, -1]}'),
+        ("results/a.json", '{"generated_seqs": ["half \\ud800"], "predictor": "\\ud800"}'),
+        ("results/a.json", '{"generated_seqs": ["a"], "trajectories": ""}'),
+        ("results/a.json", '{"generated_seqs": ["a"], "trajectories": "\\ud800\\u0000"}'),
+        ("results/a.json", '{"mauve": "high"}'),
+        ("metrics.csv", "step,x\n1e400,2\n"),
+        ("metrics.csv", "x" * 200_000 + "\n1\n"),
+        ("config.yaml", "algo: 5\nmodel: {name: [1]}\n"),
+        ("config.yaml", "a: " + "[" * 3000),
+        ("points.jsonl", "[1]\n"),
+        ("matched.json", '[{"steps": "x", "series": 1, "entropy": [], "generative_ppl": {}, '
+                         '"generative_ppl_interval": 3}]'),
+    ],
+)  # fmt: skip
+def test_garbage_costs_its_own_line_alone(tmp_path: Path, name: str, content: str) -> None:
+    """Files of other versions, and what is no result: the page of all others is made."""
+    folder = toy(tmp_path / "toy")
+    place = "frontier" if name in ("points.jsonl", "matched.json") else "first"
+    (folder / place / name).write_text(content)
+    problems = report.report([str(folder)], tmp_path / "out.html", title="t", texts=3, walks=2)
+    page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert {100.123456 * 0.5 / steps for steps in (1, 4, 16)} <= set(page.exact), "the other run is there"
+    assert len(problems) <= 1 and not any("\n" in line for line in problems)
+    assert (tmp_path / "out.md").is_file()
+
+
+def test_the_ceiling_stands_beside_mauve(tmp_path: Path) -> None:
+    content = {"mauve": 0.5, "mauve_std": None, "mauve_ceiling": 0.9612, "num_generated": 80}
+    (tmp_path / "a-mauve.json").write_text(json.dumps(content))
+    report.report([str(tmp_path)], tmp_path / "out.html", title="t", texts=3, walks=2)
+    assert row_of(Page((tmp_path / "out.html").read_text()), "0.5000", "0.9612", "80")
+
+
+def test_nothing_measured_is_no_zero(tmp_path: Path) -> None:
+    runs = [
+        sample_run(steps, 10.0, tc=tc, tc_groups=groups) for steps, tc, groups in ((1, 0.0, 0), (2, 0.125, 4))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"runs": runs}))
+    report.report([str(tmp_path)], tmp_path / "out.html", title="t", texts=3, walks=2)
+    exact = Page((tmp_path / "out.html").read_text()).exact
+    assert 0.125 in exact and 0.0 not in exact

@@ -23,7 +23,7 @@ import torch
 
 from callbacks.checkpoints import link
 from callbacks.metrics_file import MetricsFile
-from tasks.run_folder import wandb_id
+from tasks.run_folder import RESUME, wandb_id
 from tests.resume_runs import STEPS, Runner, assert_same, content, metrics, running
 
 
@@ -234,6 +234,10 @@ def test_a_last_checkpoint_that_cannot_be_used(
     )
     for path in (run / "checkpoints").glob("0-*.ckpt"):
         path.unlink()
+    assert f"{RESUME}={run}/checkpoints/best.ckpt goes on from the newest intact one" in tell(
+        capsys, runner.words(run)
+    )
+    (run / "checkpoints" / "best.ckpt").unlink()
     assert f"delete {last} to start anew" in tell(capsys, runner.words(run))
     assert all(path.read_bytes() == old for path, old in kept.items() if path.exists())
 
@@ -284,20 +288,20 @@ def test_a_finished_run_is_left_alone(runner: Runner, whole: Path) -> None:
 
 def batches(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> list[list[Any]]:
     """(row, tokens) of every row of the optimizer steps of a run."""
-    from algo import ALGORITHMS
+    from algo import OBJECTIVES
     from config.cli import compose_config
     from tasks import MODES
 
-    original, seen = ALGORITHMS["imdm"].loss, {}
+    original, seen = OBJECTIVES["imdm"].loss, {}
 
-    def notes(self: Any, batch: dict[str, torch.Tensor], *, step: int, training: bool, **more: Any) -> Any:
+    def notes(self: Any, backbone: Any, batch: Any, *, step: int, training: bool, **more: Any) -> Any:
         if training:
             rows = zip(batch["row"].tolist(), batch["input_ids"].tolist(), strict=True)
             seen.setdefault(step, []).extend(rows)
-        return original(self, batch, step=step, training=training, **more)
+        return original(self, backbone, batch, step=step, training=training, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ALGORITHMS["imdm"], "loss", notes)
+        patch.setattr(OBJECTIVES["imdm"], "loss", notes)
         MODES["train"](compose_config([*words, "eval.generate_samples=False"], warn=False))
     return [seen[step] for step in sorted(seen)]
 

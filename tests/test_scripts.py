@@ -60,8 +60,17 @@ TRAININGS = {
 FURTHER: dict[str, dict[str, Any]] = {
     "lm1b/train_lm1b_mdlm": {"sampling.steps": STEPS},
     "lm1b/train_lm1b_imsdtt_uniform": {"sampling.steps": MORE_STEPS, "training.load_ema": True},
-    "lm1b/train_lm1b_imredi1": {"algo.ignore_seed": True, "training.load_ema": True},
-    "lm1b/train_lm1b_imsdtt_uniform_redi1": {"algo.ignore_seed": False, "training.load_ema": True},
+    "lm1b/train_lm1b_imredi1": {
+        "algo.ignore_seed": True,
+        "training.load_ema": True,
+        "sampling.steps": MORE_STEPS,
+    },
+    "lm1b/train_lm1b_imsdtt_uniform_redi1": {
+        "algo.ignore_seed": False,
+        "training.load_ema": True,
+        "sampling.steps": MORE_STEPS,
+    },
+    "owt/train_owt_imdm": {"model.noise_dim": 768},  # its zero-shot evaluation takes the default width
     "owt/train_owt_imsdtt": {"trainer.val_check_interval": 1000, "training.load_ema": True},
     "owt/train_owt_imsdtt_redi1": {"training.load_ema": True, "algo.ignore_seed": False},
     "owt_large/train_owt_imsdtt": {"trainer.val_check_interval": 1000, "training.load_ema": False},
@@ -146,12 +155,13 @@ def test_trainings_are_those_of_the_table(script: str, composed: dict[str, DictC
         "trainer.limit_val_batches": 2,
         "eval.gen_ppl_eval_model_name_or_path": "gpt2-large",
         "checkpointing.link_when_done": True,
+        **({"algo.loss_average": "slices", "algo.loss_slice_rows": 16} if algo == "im-sdtt" else {}),
         **FURTHER.get(script, {}),
     }
     if suite == "lm1b":
         expected["model.softcap"] = 50 if one_mask is not None else -1
     if one_mask is False:
-        expected["model.noise_dim"] = 768 if suite == "lm1b" else 2048
+        expected.setdefault("model.noise_dim", 768 if suite == "lm1b" else 2048)
     assert selected(composed[script], expected) == expected
 
 
@@ -199,6 +209,8 @@ def test_zero_shot_names_eight_sets(composed: dict[str, DictConfig]) -> None:
     named = (
         "ag_news scientific_papers_pubmed scientific_papers_arxiv lambada wikitext2 wikitext103 ptb lm1b-gpt2"
     )
+    for script in ("zero_shot_imdm", "eval_owt_imdm", "gen_ppl_owt_imdm"):
+        assert composed[f"owt/{script}"].model.noise_dim == 768
     for script in ("owt/zero_shot_mdlm", "owt/zero_shot_imdm"):
         assert list(composed[script].zero_shot.datasets) == named.split()
         assert set(named.split()) <= set(groups()["data"])
@@ -244,7 +256,7 @@ def test_results_have_the_names_that_the_tables_look_for(composed: dict[str, Dic
             assert f"results/{suite}/samples/1024-{name}-gpt2.json" in paths
             assert f"results/{suite}/cond_samples/1024-{name}-gpt2.json" in paths
     for name in ("MDLM", "IMDM"):
-        assert f"results/lm1b/ppl/{name}-lm1b-wrap-gpt2.json" in paths
+        assert f"results/lm1b/ppl/{name}-LM1B-gpt2.json" in paths
         assert f"results/owt/ppl/{name}-openwebtext-split-gpt2.json" in paths
         assert f"results/owt/ppl/{name}-{{data}}-gpt2.json" in paths
 

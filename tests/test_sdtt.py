@@ -5,19 +5,19 @@ Shapes: B rows, L positions, K teacher evaluations.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_algo import BATCH, LENGTH, batch, build, part
 from test_training import run
 from torch import Tensor
 from worlds import NoisyWorld, World, random_probs
 
-from algorithms.rounds import Teacher
-from algorithms.sdtt import IMSDTT
-from diffusion.distillation import GrowthPlan, teacher_times
+from diffusion.distillation import teacher_times
 from diffusion.noise import get_schedule
 from diffusion.parameterization import Denoiser, Prediction
 from diffusion.randomness import Stream, row_keys
@@ -25,6 +25,8 @@ from samplers.ancestral import Ancestral, decide
 from samplers.base import SamplerSettings
 from samplers.draws import KeyedDraws
 from samplers.teacher import teacher_targets
+from tasks.run_folder import _differences
+from trainer_base import TrainerBase
 
 SCHEDULE = get_schedule("log-linear")
 SDTT = "algo=im-sdtt"
@@ -46,9 +48,10 @@ def test_teacher_times() -> None:
 
 
 def test_the_default_plan_has_seven_rounds_in_70000_steps() -> None:
-    cfg = build(SDTT).config.algo
-    plan = GrowthPlan(0.999, cfg.orig_num_sampling_steps, cfg.num_distill_steps, cfg.grow_dt_every, 8)
-    assert cfg.min_num_sampling_steps == 8
+    """The scripts stop there; by itself training goes on to a teacher of one step, the official default."""
+    plan = build(SDTT).objective.plan
+    assert plan.min_sampling_steps == 1 and not plan.is_over(109_999) and plan.is_over(110_000)
+    plan = replace(plan, min_sampling_steps=8)
     assert plan.dt(0) == 0.999 / 1024 and plan.dt(3) == 8 * plan.dt(0)
     assert [plan.sampling_steps(number) for number in range(9)] == [1024, 512, 256, 128, 64, 32, 16, 8, 4]
     assert (plan.round_at(0), plan.round_at(9999), plan.round_at(10_000), plan.round_at(70_000)) == (
@@ -90,7 +93,7 @@ def targets_of(
     mask_id = denoiser.world.mask_id  # type: ignore[attr-defined]
     sampler = Ancestral(denoiser, SCHEDULE, mask_id, SamplerSettings(num_steps, reset=reset))
     cond = denoiser.draw_cond(keys, xt.shape[1])
-    return teacher_targets(sampler, xt, cond, times, dt, KeyedDraws(keys), sees_time=sees_time)
+    return teacher_targets(sampler, xt, cond, times, dt, KeyedDraws(keys), sees_time=sees_time)[0]
 
 
 WORLDS = {
@@ -166,40 +169,46 @@ def test_only_rows_that_changed_are_asked_again(reset: bool) -> None:
 # The loss -----------------------------------------------------------------------------------------
 
 
-def another_teacher(module: IMSDTT) -> IMSDTT:
+def another_teacher(module: TrainerBase) -> TrainerBase:
     """A teacher that is not the student."""
-    module.teacher = Teacher.of(module)
+    module.rounds.teacher = module.rounds._copy_of_student()
     generator = torch.Generator().manual_seed(5)
-    for parameter in module.teacher.backbone.parameters():
+    for parameter in module.rounds.teacher.backbone.parameters():
         parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return module
 
 
-def naive_targets(module: IMSDTT, xt: Tensor, t: Tensor, cond: Tensor | None, num_steps: int) -> Tensor:
-    """Log-probabilities (B, L, V) of the targets at all steps: the definition written out."""
+def naive_targets(
+    module: TrainerBase, xt: Tensor, t: Tensor, cond: Tensor | None, num_steps: int
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (B, L, V) of the targets at all steps, and the student's noise, by definition."""
     draws = KeyedDraws(row_keys(module.config.seed, Stream.TRAIN_TEACHER, 3, torch.arange(len(xt))))
-    dt, x, target = module.plan.dt(module.round), xt, None
+    dt, x, target, seen = module.objective.plan.dt(module.rounds.round), xt, None, cond
     positions = torch.arange(xt.shape[1]).expand(xt.shape)
     for step in range(num_steps):
         now = t if step == 0 else (t - num_steps * dt * step / (num_steps - 1)).clamp(min=1e-3)
-        sigma = module.schedule.sigma(now).float()
-        log_p = module.teacher.denoise(x, sigma, cond).full()
+        sigma = module.objective.schedule.sigma(now).float()
+        seen = cond
+        log_p = module.rounds.teacher.denoise(x, sigma, cond).full()
         is_masked = (x == module.mask_id).unsqueeze(-1)
         target = log_p if target is None else torch.where(is_masked, log_p, target)
-        alpha_s = module.schedule.alpha(now - dt).clamp(max=1)
-        decision = decide(is_masked[..., 0], module.schedule.alpha(now), alpha_s, draws.actions(step, LENGTH))
+        alpha_s = module.objective.schedule.alpha(now - dt).clamp(max=1)
+        alpha_t = module.objective.schedule.alpha(now)
+        decision = decide(is_masked[..., 0], alpha_t, alpha_s, draws.actions(step, LENGTH))
         rows = torch.arange(len(x)).unsqueeze(1).expand(x.shape)
         tokens = draws.tokens(step, log_p.double().flatten(0, 1), rows.flatten(), positions.flatten())
         x = torch.where(decision.unmask, tokens.view(x.shape), x)
-    return target
+        if not module.config.algo.sdtt_fix_eps:
+            cond = module.objective.refresh_cond(cond, decision.reset, draws.cond_keys(step))
+    return target, seen
 
 
-def naive_loss(module: IMSDTT, data: dict[str, Tensor], num_steps: int) -> Tensor:
+def naive_loss(module: TrainerBase, data: dict[str, Tensor], num_steps: int) -> Tensor:
     """Mean KL(student || teacher) over the masked positions that count, from whole log-probabilities."""
-    noised = module.noised(data, 3, BATCH, True)
-    t = module.schedule.inverse(torch.exp(-noised.sigma))
-    target = naive_targets(module, noised.xt, t, noised.cond, num_steps)
-    log_q = module.denoise(noised.xt, noised.sigma, noised.cond).full()
+    noised = module.objective.noised(data, 3, BATCH, True)
+    t = module.objective.schedule.inverse(torch.exp(-noised.sigma))
+    target, cond = naive_targets(module, noised.xt, t, noised.cond, num_steps)
+    log_q = module.denoiser.denoise(noised.xt, noised.sigma, cond).full()
     kl = (log_q.exp() * (log_q - target)).sum(-1)
     return kl[(noised.xt == module.mask_id) & noised.loss_mask].mean()
 
@@ -216,10 +225,15 @@ FEW = ("algo.orig_num_sampling_steps=8",)  # the teacher's steps then unmask a l
         ("algo.time_conditioning=True", "algo.num_distill_steps=3"),
         ("algo.num_distill_steps=1",),
         ("training.mask_sampling=count", "algo.num_mask=3"),
+        ("algo.sdtt_fix_eps=False", "algo.noise_scale=5"),
+        ("algo.sdtt_fix_eps=False", "algo.num_distill_steps=3", "algo.num_mask=5"),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_definition(overrides: tuple[str, ...]) -> None:
-    """With as_mdlm this is classical SDTT: its posterior keeps or unmasks, and there is no mask noise."""
+    """With as_mdlm this is classical SDTT: its posterior keeps or unmasks, and there is no mask noise.
+
+    With resets the student sees the noise that the teacher saw when it was asked last, as officially.
+    """
     module = another_teacher(build(SDTT, *FEW, *overrides))
     output = module.loss(batch(), step=3, num_rows=BATCH, training=True)
     expected = naive_loss(module, batch(), module.config.algo.num_distill_steps)
@@ -237,7 +251,7 @@ def test_as_mdlm_is_an_mdlm_with_nothing_added() -> None:
     assert {n: v.shape for n, v in mdlm.state_dict().items()} == {
         n: v.shape for n, v in sdtt.state_dict().items()
     }
-    assert sdtt.draw_cond(torch.arange(2), LENGTH) is None
+    assert sdtt.objective.draw_cond(torch.arange(2), LENGTH) is None
     fixed, reset = (
         another_teacher(build(SDTT, "algo.as_mdlm=True", f"algo.sdtt_fix_eps={choice}", *FEW))
         for choice in (True, False)
@@ -257,17 +271,18 @@ def test_resetting_the_noise_of_masks_changes_the_targets() -> None:
 def test_the_teacher_is_out_of_sight_and_does_not_move() -> None:
     module = another_teacher(build(SDTT, "algo.noise_type=learnable", "model.dropout=0.5", *FEW))
     assert module.state_dict().keys() == build(SDTT, "algo.noise_type=learnable").state_dict().keys()
-    hidden = {id(p) for p in module.teacher.backbone.parameters()}
+    hidden = {id(p) for p in module.rounds.teacher.backbone.parameters()}
     assert not hidden & {id(p) for p in module.parameters()}
-    assert all(not p.requires_grad for p in module.teacher.backbone.parameters())
-    noised = module.noised(batch(), 0, BATCH, True)
+    assert all(not p.requires_grad for p in module.rounds.teacher.backbone.parameters())
+    noised = module.objective.noised(batch(), 0, BATCH, True)
     draws = KeyedDraws(torch.arange(BATCH))
-    before = module._targets(noised, draws)
+    dt = module.objective.plan.dt(0)
+    before, _ = module.objective._targets(module.rounds.teacher, noised, draws, dt)
     module.train()  # neither dropout nor the student's learnable noise reaches the teacher
     with torch.no_grad():
         module.backbone.vocab_embed.learnable_noise_mu += 1
         module.backbone.head.bias.mul_(2)
-    after = module._targets(noised, draws)
+    after, _ = module.objective._targets(module.rounds.teacher, noised, draws, dt)
     assert torch.equal(before.full(), after.full())
     assert not before.features.requires_grad
 
@@ -292,10 +307,110 @@ def test_micro_batches_add_up_to_the_whole(form: str, padded: bool) -> None:
     torch.testing.assert_close(torch.stack(losses).mean(), full, rtol=1e-5, atol=1e-6)
 
 
+SLICED = ("algo.loss_average=slices", "algo.loss_average=positions")
+SHARES = (1.5, 4.7, 7.8, 11.0, 14.0, 17.2, 20.3, 23.4)  # % of the loss, all positions alike, by eighths of t
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_every_slice_of_the_times_weighs_the_same(share: int) -> None:
+    """Published on OpenWebText: 128 rows, 16 at a time. With a divergence of 1 the weights are the loss."""
+    words = ("loader.global_batch_size=128", "loader.batch_size=16", "model.length=256")
+    whole = {
+        "input_ids": torch.zeros(128, 256, dtype=torch.int64),
+        "attention_mask": torch.ones(128, 256, dtype=torch.bool),
+        "row": torch.arange(128),
+    }
+    found = {}
+    for average in SLICED:
+        module, shares = build(SDTT, *words, average), []
+        for rows in torch.arange(128).split(16 // share):
+            piece = {name: value[rows] for name, value in whole.items()}
+            noised = module.objective.noised(piece, 0, 128, True)
+            where = noised.xt == module.mask_id
+            weights = module.objective.row_weights(piece, where, noised.loss_mask, 0, 128)
+            shares.append((weights * where.sum(1)).sum() / (8 * share))
+        found[average] = torch.stack(shares).view(8, share).sum(1)
+        assert found[average].sum() == pytest.approx(1)
+    torch.testing.assert_close(found[SLICED[0]], torch.full((8,), 0.125, dtype=torch.float64))
+    torch.testing.assert_close(100 * found[SLICED[1]], torch.tensor(SHARES).double(), rtol=0, atol=0.6)
+
+
+def test_the_loss_is_the_mean_over_slices_of_the_mean_over_their_masks() -> None:
+    """As the official program has it, whose micro-batches are the slices; and one alone is its own mean."""
+    module = another_teacher(build(SDTT, *FEW, "algo.loss_slice_rows=4"))
+    output, divergence, where = module.rounds.distill(batch(), step=3, num_rows=BATCH, training=True)
+    slices = [divergence[k : k + 4][where[k : k + 4]].mean() for k in range(0, BATCH, 4)]
+    torch.testing.assert_close(output.loss, torch.stack(slices).mean(), rtol=1e-5, atol=1e-6)
+    for k, mean in zip(range(0, BATCH, 4), slices, strict=True):
+        piece = part(batch(), slice(k, k + 4))
+        loss = module.loss(piece, step=3, num_rows=BATCH, training=True).loss
+        torch.testing.assert_close(loss, mean, rtol=1e-5, atol=1e-6)
+    alike = another_teacher(build(SDTT, *FEW, "algo.loss_slice_rows=4", SLICED[1]))
+    found = alike.loss(batch(), step=3, num_rows=BATCH, training=True).loss
+    torch.testing.assert_close(found, divergence[where].mean(), rtol=1e-5, atol=1e-6)
+    assert not torch.isclose(found, output.loss, rtol=1e-3)
+
+
+def test_a_slice_is_loader_batch_size_rows_unless_it_is_given() -> None:
+    sizes = {
+        (): BATCH,  # all rows at once, on however many devices
+        ("loader.batch_size=4",): 4,
+        ("loader.batch_size=4", "algo.loss_slice_rows=8"): 8,
+        ("loader.batch_size=4", "algo.loss_slice_rows=null"): BATCH,
+        ("algo.loss_slice_rows=100",): BATCH,
+        ("loader.batch_size=4", SLICED[1]): BATCH,
+    }
+    for words, size in sizes.items():
+        assert build(SDTT, *words).objective.slice_rows(BATCH) == size
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 16])
+@pytest.mark.parametrize("form", ["time", "count"])
+def test_slices_do_not_depend_on_how_rows_are_divided(form: str, size: int) -> None:
+    """Micro-batches of 1 to 16 rows, on however many devices, of slices of 4 rows: one and the same loss."""
+    words = (f"training.mask_sampling={form}", "algo.loss_slice_rows=4", f"loader.batch_size={size}")
+    module, whole = another_teacher(build(SDTT, *FEW, *words)), batch()
+    full = module.loss(whole, step=3, num_rows=BATCH, training=True).loss
+    pieces = [part(whole, slice(k, k + size)) for k in range(0, BATCH, size)]
+    losses = [module.loss(piece, step=3, num_rows=BATCH, training=True).loss for piece in pieces]
+    torch.testing.assert_close(torch.stack(losses).mean(), full, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_does_not_go_on_with_other_slices() -> None:
+    """Other rows in a micro-batch are no other training, but slices are."""
+    words = ("algo=im-sdtt", "loader.global_batch_size=16")
+    config = build(*words, "loader.batch_size=4").config
+    before = OmegaConf.to_container(config, resolve=True)
+    for more, differences in (
+        (("loader.batch_size=8",), ["algo.loss_slice_rows was 4, is 8"]),
+        (("loader.batch_size=8", "algo.loss_slice_rows=4"), []),
+    ):
+        assert list(_differences(before, build(*words, *more).config).values()) == differences
+
+
+def test_padding_in_slices_counts_exactly_where_they_are_whole() -> None:
+    module, whole = another_teacher(build(SDTT, *FEW, "algo.loss_slice_rows=4")), batch()
+    for row in range(BATCH):
+        whole["attention_mask"][row, 3 + row % 8 :] = False
+    whole["num_tokens"] = whole["attention_mask"].sum().float()
+    output, divergence, where = module.rounds.distill(whole, step=3, num_rows=BATCH, training=True)
+    slices = [divergence[k : k + 4][where[k : k + 4]].mean() for k in range(0, BATCH, 4)]
+    torch.testing.assert_close(output.loss, torch.stack(slices).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_slice_without_masks_is_a_zero_that_counts_as_a_slice() -> None:
+    """Officially it is 0/0."""
+    module, data = another_teacher(build(SDTT, *FEW, "algo.loss_slice_rows=4")), batch()
+    data["attention_mask"][:4] = False
+    output, divergence, where = module.rounds.distill(data, step=3, num_rows=BATCH, training=True)
+    slices = [divergence[k : k + 4][where[k : k + 4]].mean() for k in range(4, BATCH, 4)]
+    torch.testing.assert_close(output.loss, torch.stack(slices).sum() / 4, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_never_counts_and_nothing_masked_is_a_zero_that_reaches_everything() -> None:
     module, data = another_teacher(build(SDTT, "training.ignore_bos=True", *FEW)), batch()
     data["attention_mask"][:, 6:] = False
-    output, divergence, where = module.distill(data, step=3, num_rows=BATCH, training=True)
+    output, divergence, where = module.rounds.distill(data, step=3, num_rows=BATCH, training=True)
     assert not where[:, 6:].any() and not where[:, 0].any() and where[:, 1:6].any()
     assert torch.equal(divergence != 0, where) and torch.equal(output.token_nll != 0, where)
     data["attention_mask"][:] = False
@@ -313,7 +428,7 @@ def test_training_reports_the_students_nelbo_and_validation_is_plain() -> None:
         torch.testing.assert_close(found.token_nll, expected.token_nll)
         assert torch.equal(found.loss_mask, expected.loss_mask)
     torch.testing.assert_close(found.loss, expected.loss)
-    both = module.distill(batch(), step=3, num_rows=BATCH, training=False)[0]
+    both = module.rounds.distill(batch(), step=3, num_rows=BATCH, training=False)[0]
     torch.testing.assert_close(both.token_nll, expected.token_nll)
 
 
@@ -426,7 +541,7 @@ def test_a_checkpoint_from_before_a_growth_catches_up() -> None:
 
     module._trainer = module._fabric = None
     module.__dict__["_trainer"] = Stub()
-    module._end_round = lambda: calls.append(module.global_step)  # type: ignore[method-assign]
+    module.rounds._end = lambda: calls.append(module.global_step)  # type: ignore[method-assign]
     module.on_train_start()
     assert calls == [2]
 

@@ -130,7 +130,7 @@ def test_samples_of_the_exact_score_have_the_law(name: str) -> None:
 def test_low_variance_and_count_forms() -> None:
     """A network that sees no time has the same weights as MDLM: all forms of its NELBO exist."""
     plain = build("algo=sedd")
-    assert plain.config.algo.time_conditioning and plain.sampler_class.name == "analytic"
+    assert plain.config.algo.time_conditioning and plain.generator.sampler_class.name == "analytic"
     low_var = build("algo=sedd", "training.loss_type=low_var")
     outputs = [m.loss(batch(), step=0, num_rows=BATCH, training=True) for m in (plain, low_var)]
     torch.testing.assert_close(outputs[0].token_nll, outputs[1].token_nll)

@@ -76,11 +76,11 @@ def test_what_a_stride_keeps_and_draws() -> None:
 def test_any_algorithm_writes_longer_texts(algo: str) -> None:
     words = (f"algo={algo}", "sampling.semi_ar=True", "sampling.stride_length=3", "sampling.num_strides=2")
     module, plain = build(*words), build(f"algo={algo}")
-    texts = module.sample(6, 4, batch_size=6)
+    texts = module.generator.sample(6, 4, batch_size=6)
     assert texts.tokens.shape == (6, 10 + 2 * 3) and not (texts.tokens == module.mask_id).any()
-    assert torch.equal(texts.tokens[:, :10], plain.sample(6, 4).tokens)
-    assert torch.equal(texts.tokens, module.sample(6, 4, batch_size=4).tokens)
-    assert (texts.nfe > plain.sample(6, 4).nfe).all()
+    assert torch.equal(texts.tokens[:, :10], plain.generator.sample(6, 4).tokens)
+    assert torch.equal(texts.tokens, module.generator.sample(6, 4, batch_size=4).tokens)
+    assert (texts.nfe > plain.generator.sample(6, 4).nfe).all()
 
 
 def test_mistakes() -> None:

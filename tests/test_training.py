@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from config.cli import compose_config
 from tasks import MODES
+from trainer_base import TrainerBase
 
 SYMBOLS, LENGTH = 8, 8
 TINY = (
@@ -243,15 +244,14 @@ def test_every_kind_of_mask_noise_is_saved_and_loaded(override: str, tmp_path: P
 def test_a_loss_that_is_not_finite_stops_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from algo import MDLM
 
-    original = MDLM.loss
+    original = TrainerBase.loss
 
-    def diverges(self: MDLM, batch: dict, *, step: int, **where: Any) -> Any:
+    def diverges(self: TrainerBase, batch: dict, *, step: int, **where: Any) -> Any:
         output = original(self, batch, step=step, **where)
         return output._replace(loss=output.loss * math.nan) if step >= 9 else output
 
-    monkeypatch.setattr(MDLM, "loss", diverges)
+    monkeypatch.setattr(TrainerBase, "loss", diverges)
     save_dir = f"checkpointing.save_dir={tmp_path}/run"
     every = "callbacks.checkpoint_every_n_steps.every_n_train_steps=5"
     with pytest.raises(ValueError, match="trainer/loss=nan: not a finite number in .* 6 to 10") as caught:

@@ -14,7 +14,7 @@ from config.oddities import ODDITIES
 from data.tokenizers import get_tokenizer
 from diffusion.noise import get_schedule
 from diffusion.randomness import row_keys
-from samplers import SAMPLERS, KeyedDraws, SamplerSettings, Samples, get_sampler
+from samplers import KeyedDraws, SamplerSettings, Samples, get_sampler, sampler_names
 from samplers.base import State
 from samplers.trajectory import Recorder, Trajectory
 from tasks.trajectories import Trajectories, pieces
@@ -22,7 +22,7 @@ from tests.test_algo import build
 from tests.test_training import LENGTH, run
 from tests.worlds import NoisyDenoiser, NoisyWorld
 
-NAMES = sorted(name for name, sampler in SAMPLERS.items() if "absorbing" in sampler.families)
+NAMES = sampler_names()
 WORLD = NoisyWorld()
 M = WORLD.mask_id
 
@@ -55,7 +55,7 @@ def test_a_recorder_keeps_every_state(name: str) -> None:
         ids = list(way.start)
         assert ids == xt[row].tolist() and way.end() == samples.tokens[row].tolist()
         for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True), 1):
-            renewed = (before.cond[row] != after.cond[row]) & (after.x[row] == M)
+            renewed = (before.cond[row] != after.cond[row]) & (after.x[row] == M) & (before.x[row] == M)
             change = changes.pop(step, None)
             if change is not None:
                 for position, token in zip(change.positions, change.ids, strict=True):
@@ -94,7 +94,7 @@ def test_windows_that_slide_are_one_text() -> None:
     module = build("algo=imdm", "sampling.record_trajectories=2", *words)
     ways = Trajectories(module, module.config, Path("unused.json"))
     recorder = ways.watch(0)
-    samples = module.sample(4, 4, batch_size=4, on_step=recorder)
+    samples = module.generator.sample(4, 4, batch_size=4, on_step=recorder)
     assert ways.watch(2) is None and recorder.num_steps == 12
     assert [way.end() for way in recorder.trajectories] == samples.tokens[:2].tolist()
     last = [change.step for change in recorder.trajectories[0].changes][-1]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 
 _M1, _M2, _SECOND_OFFSET = 0xD251125F, 0xCD9E8D57, 12345
-_TIME_FEATURES = 256
+_FEATURES = 256
 _NEVER = -1e6  # the logit of what is impossible
 _DEFAULTS = {
     "vocab_size": 50258, "mask_token_id": None, "hidden_size": 768, "cond_dim": 128, "n_blocks": 12,
@@ -41,10 +41,8 @@ class MaskDiffusionConfig(PreTrainedConfig):
 
     model_type = "mask-diffusion"
     attribute_map = {
-        "num_hidden_layers": "n_blocks",
-        "num_attention_heads": "n_heads",
-        "max_position_embeddings": "length",
-    }
+        "num_hidden_layers": "n_blocks", "num_attention_heads": "n_heads", "max_position_embeddings": "length"
+    }  # fmt: skip
 
     def __init__(self, **kwargs: Any) -> None:
         for name, default in _DEFAULTS.items():
@@ -57,8 +55,7 @@ class _Embedding(nn.Module):
 
     def __init__(self, config: MaskDiffusionConfig) -> None:
         super().__init__()
-        self.mask_id, self.noise = config.mask_token_id, config.mask_noise
-        width = config.hidden_size
+        self.mask_id, self.noise, width = config.mask_token_id, config.mask_noise, config.hidden_size
         self.embedding = nn.Parameter(torch.zeros(config.vocab_size, width))
         if self.noise is None:
             return
@@ -86,9 +83,8 @@ class _Embedding(nn.Module):
 
     def _noise(self, seeds: Tensor, positions: Tensor) -> Tensor:
         """What is added at N masked positions, (N, D)."""
-        noise_dim, kind = self.noise["noise_dim"], self.noise["noise_type"]
-        if self.noise["num_mask"] > 0:
-            count = self.noise["num_mask"]
+        noise_dim, kind, count = (self.noise[key] for key in ("noise_dim", "noise_type", "num_mask"))
+        if count > 0:
             uniform = _uniform(seeds, positions * noise_dim)
             return self.imdm_mlp((uniform * count).clamp(0, count - 1e-5).long().clamp(max=count - 1))
         index = positions[:, None] * noise_dim + torch.arange(noise_dim, device=seeds.device)
@@ -117,14 +113,12 @@ class _SigmaMap(nn.Module):
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(_TIME_FEATURES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
-        )
+        self.mlp = nn.Sequential(nn.Linear(_FEATURES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
     def forward(self, sigma: Tensor) -> Tensor:
         # Rounded to bfloat16 step by step on a CPU, as in the training of the published weights.
-        half = torch.arange(_TIME_FEATURES // 2, dtype=torch.bfloat16, device="cpu")
-        frequencies = (-math.log(10000) * half / (_TIME_FEATURES // 2)).exp().float()
+        half = torch.arange(_FEATURES // 2, dtype=torch.bfloat16, device="cpu")
+        frequencies = (-math.log(10000) * half / (_FEATURES // 2)).exp().float()
         angles = sigma.float()[:, None] * frequencies.to(sigma.device)
         return self.mlp(torch.cat((angles.cos(), angles.sin()), -1).to(self.mlp[0].weight.dtype))
 
@@ -147,26 +141,21 @@ class _Block(nn.Module):
         )
         self.adaLN_modulation = None if config.causal else nn.Linear(config.cond_dim, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None, *where: Any) -> Tensor:
         parts = _modulation(self.adaLN_modulation, condition, 6)
-        x = x + parts[2] * self.attn_out(self._attend(self.norm1(x) * (1 + parts[1]) + parts[0], cos, sin))
+        x = x + parts[2] * self.attn_out(self._attend(self.norm1(x) * (1 + parts[1]) + parts[0], *where))
         return x + parts[5] * self.mlp(self.norm2(x) * (1 + parts[4]) + parts[3])
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, seen: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.attn_qkv(x).unflatten(-1, (3, self.n_heads, -1)).transpose(1, 3).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         if self.softcap <= 0:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            out = F.scaled_dot_product_attention(q, k, v, seen, is_causal=self.causal and seen is None)
         else:
-            scores = self.softcap * torch.tanh(
-                q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) / self.softcap
-            )
-            if self.causal:
-                seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
-                scores = scores.masked_fill(~seen, -math.inf)
-            out = scores.softmax(-1) @ v
+            scores = self.softcap * torch.tanh(q @ k.mT / math.sqrt(q.shape[-1]) / self.softcap)
+            out = (scores if seen is None else scores.masked_fill(~seen, -math.inf)).softmax(-1) @ v
         return out.transpose(1, 2).flatten(2)
 
 
@@ -193,8 +182,10 @@ class _Network(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.n_blocks))
         self.output_layer = _Output(config)
 
-    def forward(self, ids: Tensor, sigma: Tensor | None, seeds: Tensor | None, generator: Any) -> Tensor:
-        x = self.vocab_embed(ids, seeds, generator)
+    def forward(
+        self, ids: Tensor, seen: Any, sigma: Any = None, seeds: Any = None, rng: Any = None
+    ) -> Tensor:
+        x = self.vocab_embed(ids, seeds, rng)
         condition = None
         if self.sigma_map is not None:
             condition = F.silu(self.sigma_map(torch.zeros(1, device=x.device) if sigma is None else sigma))
@@ -203,7 +194,7 @@ class _Network(nn.Module):
         angles = torch.outer(positions, 1.0 / 10000.0**exponents).repeat(1, 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.blocks:
-            x = block(x, condition, cos, sin)
+            x = block(x, condition, seen, cos, sin)
         return self.output_layer(x, condition)
 
 
@@ -242,52 +233,61 @@ class MaskDiffusionForMaskedLM(_Model):
     """Logits of the clean tokens, given a sequence in which some are masked."""
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        sigma: Tensor | None = None,
-        noise_seeds: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> MaskedLMOutput:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, sigma: Tensor | None = None,
+        noise_seeds: Tensor | None = None, generator: torch.Generator | None = None,
+        labels: Tensor | None = None, **kwargs: Any,
+    ) -> MaskedLMOutput:  # fmt: skip
         """Args:
             input_ids: (B, L) int64, ``config.mask_token_id`` where a token is masked.
-            attention_mask: ignored: the network was trained to see all positions.
+            attention_mask: (B, L), 0 where nothing sees the position: padding.
             sigma: (B,) total noise -log alpha; for models with ``config.time_conditioning``.
             noise_seeds: (B, L) int64, the random state of each mask (``config.mask_noise``): the same seeds
                 give the same logits. Without them they are drawn, from ``generator`` or PyTorch's own.
             labels: (B, L) int64, -100 where nothing is predicted; gives the mean cross-entropy as ``loss``.
 
         Returns:
-            ``logits`` (B, L, V) as the network gives them. The mask is no token: leave its column out of a
-            softmax.
+            ``logits`` (B, L, V) as the network gives them; leave the mask, no token, out of a softmax.
         """
-        logits = self.backbone(input_ids, sigma, noise_seeds, generator)
+        seen = _seen(input_ids, attention_mask, self.config)
+        logits = self.backbone(input_ids, seen, sigma, noise_seeds, generator)
         return MaskedLMOutput(loss=_loss(_without_mask(logits, self.config), labels), logits=logits)
 
 
-class MaskDiffusionForCausalLM(_Model):
+class MaskDiffusionForCausalLM(_Model, GenerationMixin):
     """Logits of the next token; texts begin with the tokenizer's bos (or the mask, where it has none)."""
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
     ) -> CausalLMOutput:
         """Args:
             input_ids: (B, L) int64.
-            attention_mask: ignored: padding must stand on the right, where no token sees it.
+            attention_mask: (B, L), 0 where no other position sees this one: padding, on either side.
             labels: (B, L) int64, usually the ids, -100 where nothing is predicted; they are shifted here.
 
         Returns:
             ``logits`` (B, L, V), at -1e6 for the mask, which is no token.
         """
-        logits = _without_mask(self.backbone(input_ids, None, None, None), self.config)
-        shifted = None if labels is None else labels[:, 1:]
-        return CausalLMOutput(loss=_loss(logits[:, :-1], shifted), logits=logits)
+        logits = self.backbone(input_ids, _seen(input_ids, attention_mask, self.config))
+        logits = _without_mask(logits, self.config)
+        return CausalLMOutput(
+            loss=_loss(logits[:, :-1], None if labels is None else labels[:, 1:]), logits=logits
+        )
+
+    _supports_default_dynamic_cache = classmethod(lambda cls: False)  # each token anew from all before it
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+
+
+def _seen(ids: Tensor, attention_mask: Tensor | None, config: MaskDiffusionConfig) -> Tensor | None:
+    """Which position sees which, (B, 1, L, L), padding itself alone; None: all, or all up to itself."""
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+    if mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {(*mask.shape,)}, input_ids {(*ids.shape,)}")
+    if mask.all() and not (config.causal and config.softcap > 0):
+        return None
+    seen = mask.bool()[:, None, None] | torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+    return seen.tril() if config.causal else seen
 
 
 def _without_mask(logits: Tensor, config: MaskDiffusionConfig) -> Tensor:

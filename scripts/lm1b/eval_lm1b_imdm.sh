@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Perplexity (a bound) of IMDM on the test set of LM1B -> results/lm1b/ppl/IMDM-lm1b-wrap-gpt2.json
+# Perplexity (a bound) of IMDM on the test set of LM1B -> results/lm1b/ppl/IMDM-LM1B-gpt2.json
 #
 #   bash scripts/lm1b/eval_lm1b_imdm.sh [ckpt] [key=value ...]
 #   defaults: outputs/lm1b/imdm.ckpt

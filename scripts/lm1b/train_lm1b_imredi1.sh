@@ -7,4 +7,4 @@
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 arguments ckpt=outputs/lm1b/mdlm.ckpt folder=reflow_data/lm1b/mdlm -- "$@"
-rectify imredi1 60000 algo=im-redi "${masked[@]}" algo.ignore_seed=True sampling.steps=1,2,4,8,128
+rectify imredi1 60000 algo=im-redi "${masked[@]}" algo.ignore_seed=True sampling.steps=1,2,4,8,32,128

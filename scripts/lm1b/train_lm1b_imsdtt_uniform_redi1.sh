@@ -9,4 +9,4 @@ source "$(dirname "$0")/../common.sh"
 arguments ckpt=outputs/lm1b/imsdtt_uniform.ckpt folder=reflow_data/lm1b/imsdtt_uniform noise_dim=768 \
     noise_scale=1.0 -- "$@"
 infinite_masks "$noise_scale" "$noise_dim"
-rectify imsdtt_uniform_redi1 50001 algo=im-redi "${infinite[@]}" sampling.steps=1,2,4,8,128
+rectify imsdtt_uniform_redi1 50001 algo=im-redi "${infinite[@]}" sampling.steps=1,2,4,8,32,128

@@ -7,4 +7,4 @@
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
 arguments ckpt=outputs/lm1b/sdtt.ckpt folder=reflow_data/lm1b/sdtt -- "$@"
-rectify sdtt_redi1 50001 algo=im-redi "${classical[@]}" sampling.steps=1,2,4,8,128
+rectify sdtt_redi1 50001 algo=im-redi "${classical[@]}" sampling.steps=1,2,4,8,32,128

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MAUVE of what cond_gen_ppl_owt_*.sh wrote against 256 human texts (features of gpt2-large)
-# -> results/owt/cond_samples/<steps>-<name>-gpt2-mauve.json
+# -> results/owt/cond_samples/<steps>-<name>-mauve.json
 # name: MDLM, SDTT_ReDi1, IMSDTT_ReDi1. Here key=value are flags of eval_mauve.py, like sample_num=128.
 #
 #   bash scripts/owt/eval_mauve_owt.sh [steps] [name] [results] [key=value ...]

@@ -4,9 +4,9 @@
 # steps may be a list like 1,2,4,8; sampling.duplicate=256 adds the total correlation.
 #
 #   bash scripts/owt/gen_ppl_owt_imdm.sh [steps] [ckpt] [results] [noise_dim] [key=value ...]
-#   defaults: 1024 outputs/owt/imdm.ckpt results/owt 2048
+#   defaults: 1024 outputs/owt/imdm.ckpt results/owt 768
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-arguments steps=1024 ckpt=outputs/owt/imdm.ckpt results=results/owt noise_dim=2048 -- "$@"
+arguments steps=1024 ckpt=outputs/owt/imdm.ckpt results=results/owt noise_dim=768 -- "$@"
 infinite_masks 1.0 "$noise_dim"
 gen_ppl IMDM algo=imdm "${infinite[@]}"

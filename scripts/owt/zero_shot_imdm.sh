@@ -4,9 +4,9 @@
 # A set that cannot be had stops nothing and is told at the end; zero_shot.datasets=ptb,lambada takes some.
 #
 #   bash scripts/owt/zero_shot_imdm.sh [ckpt] [noise_dim] [key=value ...]
-#   defaults: outputs/owt/imdm.ckpt 2048
+#   defaults: outputs/owt/imdm.ckpt 768
 set -euo pipefail
 source "$(dirname "$0")/../common.sh"
-arguments ckpt=outputs/owt/imdm.ckpt noise_dim=2048 -- "$@"
+arguments ckpt=outputs/owt/imdm.ckpt noise_dim=768 -- "$@"
 infinite_masks 1.0 "$noise_dim"
 zero_shot IMDM algo=imdm "${infinite[@]}"

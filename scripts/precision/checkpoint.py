@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from api import load
+from data.decoding import decode
 from diffusion.gumbel import gumbel_max
 from diffusion.parameterization import Prediction
 from diffusion.randomness import Stream, row_keys
 from errors import UserError
 from metrics import TextScores, mean_interval, sample_entropy
 from samplers.draws import KeyedDraws
-from samplers.joint import AncestralJoint
-from samplers.truncated import Float32Draws, TruncatedDraws
+from samplers.study.joint import AncestralJoint
+from samplers.study.truncated import Float32Draws, TruncatedDraws
 from tasks.scoring import GenerativePerplexity
 from trainer_base import TrainerBase
 
@@ -47,18 +48,20 @@ class Remembering:
 
     def __init__(self, module: TrainerBase) -> None:
         self.module, self.last = module, None
-        self.draw_cond, self.refresh_cond = module.draw_cond, module.refresh_cond
+        self.draw_cond, self.refresh_cond = module.objective.draw_cond, module.objective.refresh_cond
 
     def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
         noise = xt if cond is None else cond
         if self.last is None:
-            prediction = self.module.denoise(xt, sigma, cond)
+            prediction = self.module.denoiser.denoise(xt, sigma, cond)
         else:
             old_xt, old_noise, prediction = self.last
             rows = ((xt != old_xt) | (noise != old_noise)).any(-1).nonzero().squeeze(-1)
             features = prediction.features
             if rows.numel():
-                part = self.module.denoise(xt[rows], sigma[rows], None if cond is None else cond[rows])
+                part = self.module.denoiser.denoise(
+                    xt[rows], sigma[rows], None if cond is None else cond[rows]
+                )
                 features = features.index_copy(0, rows, part.features)
             prediction = prediction.with_features(features, xt)
         self.last = (xt, noise, prediction)
@@ -71,9 +74,12 @@ def write_samples(module: TrainerBase, kind: str, num_steps: int, number: int, b
     parts = []
     for rows in torch.arange(number, device=module.device).split(batch):
         keys = row_keys(module.config.seed, Stream.SAMPLE, 0, rows)
-        xt, cond = module.prior(len(rows)), module.draw_cond(keys, module.config.model.length)
-        settings = module.sampler_settings(num_steps)
-        sampler = AncestralJoint(Remembering(module), module.schedule, module.mask_id, settings)
+        xt, cond = (
+            module.generator.prior(len(rows)),
+            module.objective.draw_cond(keys, module.config.model.length),
+        )
+        settings = module.generator.sampler_settings(num_steps)
+        sampler = AncestralJoint(Remembering(module), module.objective.schedule, module.mask_id, settings)
         parts.append(sampler.sample(xt, 1.0, cond, KINDS[kind](keys)).tokens)
     return torch.cat(parts).cpu()
 
@@ -102,7 +108,7 @@ def study_checkpoint(
     """
     model = load(checkpoint, eval__gen_ppl_eval_model_name_or_path=judge)
     module, cfg = model.module, model.module.config
-    if module.family != "absorbing" or cfg.algo.time_conditioning:
+    if module.objective.settings.family != "absorbing" or cfg.algo.time_conditioning:
         raise UserError("checkpoint", checkpoint, "not a masked model without time", "give an MDLM or IMDM")
     measure, rows = GenerativePerplexity(cfg), []
     for num_steps in steps:
@@ -110,7 +116,8 @@ def study_checkpoint(
         for kind in KINDS:
             with module.ema_weights():
                 tokens = write_samples(module, kind, num_steps, number, batch)
-            scores = measure.scores(model.tokenizer.batch_decode(tokens), module.device, cfg.model.length)
+            texts = decode(model.tokenizer, tokens, cfg.eval.decoding)
+            scores = measure.scores(texts, module.device, cfg.model.length)
             entropy = sample_entropy(tokens)
             reference = reference or (tokens, scores, entropy)
             factor, interval = shift(scores, reference[1], cfg.seed)

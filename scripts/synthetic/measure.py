@@ -126,9 +126,11 @@ def one_step_laws(module: TrainerBase, num_samples: int) -> Iterator[Tensor]:
     for start in range(0, num_samples, size):
         rows = torch.arange(start, min(start + size, num_samples), device=module.device)
         keys = fold_in(row_keys(module.config.seed, Stream.SAMPLE, 0, rows), int(Stream.SAMPLE_START))
-        sigma = module.schedule.sigma(t).float().expand(len(rows))
+        sigma = module.objective.schedule.sigma(t).float().expand(len(rows))
         with torch.no_grad():
-            prediction = module.denoise(module.prior(len(rows)), sigma, module.draw_cond(keys, length))
+            prediction = module.denoiser.denoise(
+                module.generator.prior(len(rows)), sigma, module.objective.draw_cond(keys, length)
+            )
             yield prediction.full()[..., :num_symbols].double().log_softmax(-1).cpu()
 
 
@@ -155,7 +157,7 @@ def curve(folder: Path, num_samples: int) -> list[Numbers]:
 def measure(folder: Path, num_samples: int) -> Numbers:
     """All measures of a run folder's model, at 1, 2, 4, ... L steps, drawn and with a greedy last step."""
     module = load(folder / "checkpoints" / "last.ckpt")
-    cfg, noise = module.config, module.mask_noise_config()
+    cfg, noise = module.config, module.backbone.config.mask_noise
     result: Numbers = {
         "length": cfg.model.length,
         "num_symbols": module.mask_id,
@@ -174,7 +176,7 @@ def measure(folder: Path, num_samples: int) -> Numbers:
             cfg.sampling.noise_removal = removal
             result[removal] = {
                 str(steps): of_samples(
-                    module.sample(num_samples, steps, batch_size=1024).tokens.cpu(), module.mask_id
+                    module.generator.sample(num_samples, steps, batch_size=1024).tokens.cpu(), module.mask_id
                 )
                 for steps in step_counts(cfg.model.length)
             }

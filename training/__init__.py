@@ -1,0 +1,1 @@
+"""Parts of a training that trainer_base.py puts together."""
