@@ -11,6 +11,8 @@ from errors import UserError
 # Names of a hub and of built-in things are allowed for some; they do not begin with ~.
 PATHS = (
     "algo.integral_cache_path",
+    "callbacks.checkpoint_every_n_steps.dirpath",
+    "callbacks.checkpoint_monitor.dirpath",
     "checkpointing.resume_ckpt_path",
     "checkpointing.save_dir",
     "data.cache_dir",

@@ -189,14 +189,14 @@ def test_a_full_disk_while_writing_a_checkpoint(
 def test_a_validation_that_fails_costs_no_step(
     runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from generation import Generator
     from main import main
-    from trainer_base import TrainerBase
 
     def fails(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("of the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainerBase, "sample", fails)
+        patch.setattr(Generator, "sample", fails)
         with pytest.raises(MemoryError):
             main(runner.words(tmp_path / "run"))
     assert content(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 4

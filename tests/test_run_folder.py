@@ -161,6 +161,7 @@ def test_every_path_knows_the_home_folder(world: Path, monkeypatch: pytest.Monke
     MODES["ppl_eval"](cfg)
     assert (world / "ppl.json").exists() and not (world / "words" / "~").exists()
     named = {name for name in all_keys() if name.rsplit(".", 1)[-1].endswith(("path", "dir", "root", "file"))}
+    named -= {"sampling.psi.time_profile"}
     assert named <= {*PATHS, "data.source.data_dir", "data.valid_source.data_dir"}, "inside a data set"
     assert set(PATHS) <= set(all_keys())
     with pytest.raises(UserError, match=r"plan.path=~no-such-user/x: no such user"):
