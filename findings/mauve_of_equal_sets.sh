@@ -9,8 +9,7 @@ set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet --no-deps mauve-text==0.4.0
-"$work/venv/bin/pip" install --quiet numpy==2.4.6 scikit-learn==1.9.0 faiss-cpu==1.15.0 requests 2>/dev/null ||
-    "$work/venv/bin/pip" install --quiet numpy==2.4.6 scikit-learn faiss-cpu requests
+"$work/venv/bin/pip" install --quiet numpy==2.4.6 scikit-learn==1.9.1 faiss-cpu==1.15.1 requests==2.34.2 tqdm==4.70.1
 "$work/venv/bin/python" - <<'PY'
 import warnings, contextlib, io
 warnings.filterwarnings("ignore")
