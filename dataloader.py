@@ -19,8 +19,8 @@ from data import tokenizers
 from data.batching import GlobalBatchSampler, ShardedSequentialSampler
 from data.dataset import TokenDataset
 from data.generated import Role
-from data.places import SourceChoice, Wanted, shared_text
-from data.prepare import Recipe, prepare
+from data.places import DatasetRequest, SourceOverride, shared_text
+from data.prepare import PreprocessingConfig, prepare
 from data.reflow import KEY, MANIFEST, REFLOW, ReflowDataset, read_manifest
 from data.streaming import StreamBatches, StreamRecipe, TokenStream
 from errors import UserError
@@ -66,7 +66,7 @@ def _from_maker(data: DictConfig, made_of: Mapping[str, Any], left_open: list[st
     if "valid" in left_open:
         left_open = [*left_open, "name", "valid_revision", "wrap", "insert_valid_eos", "eos"]
         typed = {key: value for key, value in data.valid_source.items() if value is not None}
-        found["valid_source"] = SourceChoice.of(made_of, "validation").typed() | typed
+        found["valid_source"] = SourceOverride.of(made_of, "validation").typed() | typed
         found["source"] = made_of.get("source", {})
         found["source_root"] = data.source_root or made_of.get("source_root")
     if "tokenizer_name_or_path" in left_open:
@@ -136,7 +136,7 @@ def get_dataset(
     Processes that share ``data.cache_dir`` may call this at the same time: one prepares, the others wait.
 
     Args:
-        official_workers: see ``data.prepare.Recipe``.
+        official_workers: see ``data.prepare.PreprocessingConfig``.
     """
     data = data_settings(cfg)
     train = role == "train"
@@ -145,8 +145,8 @@ def get_dataset(
     if not train and data.valid == REFLOW:
         return _texts_of_pairs(cfg, tokenizer)
     source = data.train if train else _known(cfg, data, "valid")
-    choice = SourceChoice.of(data, role)
-    recipe = Recipe(
+    choice = SourceOverride.of(data, role)
+    recipe = PreprocessingConfig(
         source=source,
         role=role,
         length=cfg.model.length,
@@ -166,11 +166,13 @@ def get_dataset(
     return prepare(recipe, tokenizer)
 
 
-def _warn_of_training_text(data: DictConfig, valid: Wanted) -> None:
+def _warn_of_training_text(data: DictConfig, valid: DatasetRequest) -> None:
     if data.train == REFLOW:
         return
-    choice = SourceChoice.of(data, "train")
-    train = Wanted(data.train, "train", data.name, valid.cache_dir, valid.root, choice, data.streaming)
+    choice = SourceOverride.of(data, "train")
+    train = DatasetRequest(
+        data.train, "train", data.name, valid.cache_dir, valid.root, choice, data.streaming
+    )
     with contextlib.suppress(UserError):  # where nothing is trained, its text need not be there
         if how := shared_text(train, valid):
             where = valid.choice.path or valid.name
@@ -184,13 +186,13 @@ def _root(data: DictConfig) -> Path | None:
 def _stream(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> TokenStream:
     """The training text as a stream of rows, looked at and found to be readable."""
     data = cfg.data
-    choice = SourceChoice.of(data, "train")
+    choice = SourceOverride.of(data, "train")
     if data.train_revision is not None:
         choice = replace(choice, revision=data.train_revision)
     where = Path(data.cache_dir).expanduser(), _root(data)
     stream = TokenStream(
         StreamRecipe(
-            wanted=Wanted(data.train, "train", data.name, *where, choice, streamed=True),
+            wanted=DatasetRequest(data.train, "train", data.name, *where, choice, streamed=True),
             length=cfg.model.length,
             insert_eos=data.insert_train_eos,
             eos=data.eos,

@@ -20,7 +20,7 @@ import torch
 from data.batching import official_permutation, permutation
 from data.decoding import RULES, decode, rule_of
 from data.hub import hub_reachable
-from data.prepare import Recipe, prepare
+from data.prepare import PreprocessingConfig, prepare
 from data.tokenizers import get_tokenizer
 from errors import ABSENT, UserError
 from models.featurizer import Featurizer
@@ -134,7 +134,7 @@ def human_texts(
         return _cut({**ready, "generated_seqs": [texts[row] for row in rows]}, seq_len, tokenizer, "human")
     if seq_len > length:
         raise UserError("--seq_len", seq_len, f"blocks have {length} tokens", "raise --length")
-    recipe = Recipe(
+    recipe = PreprocessingConfig(
         source=path or HUMAN,
         role="validation",
         length=length,

@@ -105,16 +105,17 @@ class Generator:
 
         Args:
             given: (num_samples, model.length) ids that stay, masks where tokens are to be written: samples
-                follow the law of the model given these tokens, but for uniform-state models, which do not
+                follow the distribution of the model given these tokens, but for uniform-state models, which
+                do not
                 know that they are no noise: those only never change them. None: nothing is given.
             start_seed: all rows share the start noise of this seed; None: ``group_size`` rows do.
         """
 
         def window(xt: Tensor, start_keys: Tensor, keys: Tensor) -> Samples:
             start_keys = fold_in(start_keys, int(Stream.SAMPLE_START))
-            cond = self.objective.draw_cond(start_keys, self.config.model.length)
+            mask_seeds = self.objective.draw_seeds(start_keys, self.config.model.length)
             xt, fixed = self.objective.start(xt, start_keys)
-            return self.reverse(xt, 1.0, cond, keys, num_steps, fixed=fixed, on_step=on_step)
+            return self.reverse(xt, 1.0, mask_seeds, keys, num_steps, fixed=fixed, on_step=on_step)
 
         parts = []
         for start in range(0, num_samples, batch_size):
@@ -141,7 +142,7 @@ class Generator:
         self,
         xt: Tensor,
         t: Tensor | float,
-        cond: Tensor | None,
+        mask_seeds: Tensor | None,
         keys: Tensor,
         num_steps: int,
         *,
@@ -153,7 +154,7 @@ class Generator:
         Args:
             xt: (B, L) ids; what is not masked stays.
             t: start times in (0, 1], one for all or (B,); the time grid is scaled by them.
-            cond: mask noise seeds of ``xt`` (B, L), or None.
+            mask_seeds: mask noise seeds of ``xt`` (B, L), or None.
             keys: (B,) int64, one per row: they key all draws.
             num_steps: of samplers that walk on a time grid.
             fixed, on_step: see ``Sampler.sample``.
@@ -163,6 +164,6 @@ class Generator:
         try:
             sampler = self.make_sampler(num_steps)
             draws = DRAWS[self.config.sampling.draws](keys)
-            return sampler.sample(xt, t, cond, draws, fixed=fixed, on_step=on_step)
+            return sampler.sample(xt, t, mask_seeds, draws, fixed=fixed, on_step=on_step)
         finally:
             self.backbone.train(was_training)

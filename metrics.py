@@ -264,13 +264,13 @@ def total_correlation(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return entropies[1] - entropies[0], entropies[0]
 
 
-def exact_total_correlation(law: Tensor) -> float:
-    """TC = sum_j H(x_j) - H(x) in bits of a law (K,) * L over all sequences of L symbols."""
+def exact_total_correlation(distribution: Tensor) -> float:
+    """TC = sum_j H(x_j) - H(x) in bits of a distribution (K,) * L over all sequences of L symbols."""
 
     def entropy(probs: Tensor) -> Tensor:
         return -torch.special.xlogy(probs, probs).sum() / math.log(2)
 
-    law = law.double()
-    others = [[k for k in range(law.ndim) if k != j] for j in range(law.ndim)]
-    marginals = [law.sum(dims) if dims else law for dims in others]
-    return float(sum(entropy(probs) for probs in marginals) - entropy(law))
+    distribution = distribution.double()
+    others = [[k for k in range(distribution.ndim) if k != j] for j in range(distribution.ndim)]
+    marginals = [distribution.sum(dims) if dims else distribution for dims in others]
+    return float(sum(entropy(probs) for probs in marginals) - entropy(distribution))

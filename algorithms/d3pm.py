@@ -76,8 +76,8 @@ class D3PMAbsorb(MDLM):
     ) -> LossOutput:
         noised = self.noised(batch, step, num_rows, training)
         return discrete_bound(
-            self.denoise(backbone, noised.xt, noised.sigma, noised.cond),
-            self.denoise(backbone, noised.x0, torch.zeros_like(noised.sigma), noised.cond),
+            self.denoise(backbone, noised.xt, noised.sigma, noised.mask_seeds),
+            self.denoise(backbone, noised.x0, torch.zeros_like(noised.sigma), noised.mask_seeds),
             noised.x0,
             posterior(self.schedule, noised.t, self.num_times, self.settings.posterior),
             self.num_times,

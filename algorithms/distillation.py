@@ -141,15 +141,18 @@ class Distillation(GaussianDuo, RoundObjective):
         streams = TRAIN_STREAMS if training else VALID_STREAMS
         time_keys, noise_keys = (row_keys(self.context.seed, s, step, rows) for s in streams[:2])
         t = (self.times(time_keys, rows, num_rows, training) + dt).clamp(max=1)
-        law_t, law_s = self.argmax_law(t), self.argmax_law(t - dt)
+        distribution_t, distribution_s = self.argmax_distribution(t), self.argmax_distribution(t - dt)
         uniforms = uniform(noise_keys, 2 * x0.shape[1])
-        xt, xs = argmax_pair(x0, law_t.stays, law_s.stays, uniforms, self.vocab_size)
+        xt, xs = argmax_pair(x0, distribution_t.stays, distribution_s.stays, uniforms, self.vocab_size)
         loss_mask = batch["attention_mask"]
         if self.context.ignore_bos:
             is_first = torch.arange(x0.shape[1], device=x0.device) == 0
             xt, xs = torch.where(is_first, x0, xt), torch.where(is_first, x0, xs)
             loss_mask = loss_mask & ~is_first
-        sigma_t, sigma_s = (discrete_level(law, self.speed, self.vocab_size)[1] for law in (law_t, law_s))
+        sigma_t, sigma_s = (
+            discrete_level(distribution, self.speed, self.vocab_size)[1]
+            for distribution in (distribution_t, distribution_s)
+        )
         return Trajectory(xt, xs, sigma_t, sigma_s, loss_mask)
 
     # The rounds -----------------------------------------------------------------------------------

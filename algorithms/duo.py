@@ -12,7 +12,7 @@ from torch import Tensor
 from algorithms.mdlm import MDLM
 from algorithms.objective import Context, num_tokens
 from diffusion.backbone import Backbone
-from diffusion.duality import Argmax, Relaxed, argmax_law, discrete_level, relaxed_embedding
+from diffusion.duality import Argmax, Relaxed, argmax_distribution, discrete_level, relaxed_embedding
 from diffusion.largest import default_top_k, top_k_embedding
 from diffusion.objectives import LossOutput
 from diffusion.randomness import Stream, row_keys, uniform
@@ -136,8 +136,8 @@ class DUO_BASE(MDLM):
     def loss(
         self, backbone: Backbone, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool
     ) -> LossOutput:
-        x0, xt, _, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
-        prediction = self.denoise(backbone, xt, sigma, cond)
+        x0, xt, _, weight, sigma, mask_seeds, loss_mask = self.noised(batch, step, num_rows, training)
+        prediction = self.denoise(backbone, xt, sigma, mask_seeds)
         return uniform_nelbo(prediction, x0, weight, sigma, loss_mask, num_tokens(batch, loss_mask))
 
 
@@ -162,10 +162,14 @@ class GaussianDuo(DUO_BASE):
         """d gamma / dt."""
         return self.settings.gamma_max - self.settings.gamma_min
 
-    def argmax_law(self, t: Tensor) -> Argmax:
+    def argmax_distribution(self, t: Tensor) -> Argmax:
         """The distribution of argmax(w) at diffusion times t (B,), float64."""
         gamma = self.gamma(t)
-        return argmax_law(gamma, self.vocab_size) if self.table is None else self.table.law(gamma)
+        return (
+            argmax_distribution(gamma, self.vocab_size)
+            if self.table is None
+            else self.table.distribution(gamma)
+        )
 
     def gamma(self, t: Tensor) -> Tensor:
         """Log of noise over signal at diffusion times t (B,)."""
@@ -195,8 +199,8 @@ class DUO(GaussianDuo):
             return None
         return LevelPolynomial.of(self.vocab_size, own.gamma_min, own.gamma_max, own.curriculum_mode)
 
-    def argmax_law(self, t: Tensor) -> Argmax:
-        return super().argmax_law(t) if self.polynomial is None else self.polynomial.at(t)
+    def argmax_distribution(self, t: Tensor) -> Argmax:
+        return super().argmax_distribution(t) if self.polynomial is None else self.polynomial.at(t)
 
     def prepare(self) -> None:
         super().prepare()
@@ -232,7 +236,7 @@ class DUO(GaussianDuo):
         streams = (Stream.TRAIN_TIME, Stream.TRAIN_MASK)
         time_keys, noise_keys = (row_keys(self.context.seed, s, step, rows) for s in streams)
         t = self.times(time_keys, rows, num_rows, training)
-        weight, sigma = discrete_level(self.argmax_law(t), self.speed, self.vocab_size)
+        weight, sigma = discrete_level(self.argmax_distribution(t), self.speed, self.vocab_size)
         embedding = backbone.embedding
         embedded, xt = self.relaxed(embedding, Relaxed.of(x0, self.gamma(t), noise_keys, self.tau(step)))
         embedded, xt, loss_mask = embedded.view(*x0.shape, -1), xt.view_as(x0), batch["attention_mask"]

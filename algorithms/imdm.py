@@ -63,16 +63,20 @@ class ImdmSettings(AlgorithmSettings):
 class IMDM(MDLM):
     """Infinite Mask Diffusion: every mask carries its own random state (ICML 2026, arXiv 2605.10518).
 
-    ``cond`` holds one noise seed per position (B, L); the mask embedding turns it into noise.
+    ``mask_seeds`` holds one noise seed per position (B, L); the mask embedding turns it into noise.
     """
 
     Settings: ClassVar[type[AlgorithmSettings]] = ImdmSettings
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor | None:
         return None if self.settings.as_mdlm else random_bits(keys, length)
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
-        return cond if cond is None else torch.where(where, random_bits(keys, where.shape[1]), cond)
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
+        return (
+            mask_seeds
+            if mask_seeds is None
+            else torch.where(where, random_bits(keys, where.shape[1]), mask_seeds)
+        )
 
     def alpha_limits(self, training: bool) -> tuple[float, float]:
         """Between which values alpha runs while t runs from 1 to 0."""

@@ -31,14 +31,14 @@ class MdlmSettings(AlgorithmSettings):
 
 class Noised(NamedTuple):
     """A batch and its noise: ids x0 and xt (B, L), the times t (B,), the NELBO's weight (B,), sigma (B,), the
-    masks' noise ``cond`` or None, and the tokens that count, ``loss_mask`` (B, L) bool."""
+    masks' noise ``mask_seeds`` or None, and the tokens that count, ``loss_mask`` (B, L) bool."""
 
     x0: Tensor
     xt: Tensor
     t: Tensor
     weight: Tensor
     sigma: Tensor
-    cond: Tensor | None
+    mask_seeds: Tensor | None
     loss_mask: Tensor
 
 
@@ -53,9 +53,9 @@ class MDLM(Objective):
         self.process: Absorbing | Uniform = Absorbing(self.mask_id)
 
     def denoise(
-        self, backbone: Backbone, xt: Tensor, sigma: Tensor, cond: Tensor | None = None
+        self, backbone: Backbone, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None = None
     ) -> Prediction:
-        features = backbone.body(xt, sigma if self.settings.time_conditioning else None, cond)
+        features = backbone.body(xt, sigma if self.settings.time_conditioning else None, mask_seeds)
         return self.read(features, backbone.head, xt, sigma)
 
     def read(self, features: Tensor, head: Any, xt: Tensor, sigma: Tensor) -> Prediction:
@@ -65,10 +65,10 @@ class MDLM(Objective):
     def loss(
         self, backbone: Backbone, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool
     ) -> LossOutput:
-        x0, xt, _, weight, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
+        x0, xt, _, weight, sigma, mask_seeds, loss_mask = self.noised(batch, step, num_rows, training)
         low_variance = training and self.context.low_variance
         return masked_nelbo(
-            self.denoise(backbone, xt, sigma, cond),
+            self.denoise(backbone, xt, sigma, mask_seeds),
             x0,
             xt,
             self.mask_id,
@@ -90,8 +90,8 @@ class MDLM(Objective):
         time_keys, mask_keys, noise_keys = (row_keys(self.context.seed, s, step, rows) for s in streams)
         t = self.times(time_keys, rows, num_rows, training)
         xt, t, weight = self.corrupt(x0, t, uniform(mask_keys, x0.shape[1]), loss_mask, training)
-        cond = self.draw_cond(noise_keys, x0.shape[1])
-        return Noised(x0, xt, t, weight, self.schedule.sigma(t), cond, loss_mask)
+        mask_seeds = self.draw_seeds(noise_keys, x0.shape[1])
+        return Noised(x0, xt, t, weight, self.schedule.sigma(t), mask_seeds, loss_mask)
 
     def by_count(self, training: bool) -> bool:
         """Whether noise is drawn as a number of masks (Zheng et al., arXiv 2409.02908) instead of a time."""

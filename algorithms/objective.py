@@ -112,25 +112,25 @@ class Objective(Generic[S]):
     # The network's answer -------------------------------------------------------------------------
 
     def denoise(
-        self, backbone: Backbone, xt: Tensor, sigma: Tensor, cond: Tensor | None = None
+        self, backbone: Backbone, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None = None
     ) -> Prediction:
         """Run the body of ``backbone`` on ids xt (B, L) at total noise sigma (B,).
 
         Args:
-            cond: the masks' random state, see ``draw_cond``; None without.
+            mask_seeds: the masks' random state, see ``draw_seeds``; None without.
 
         Returns:
             A prediction that runs the head where somebody asks.
         """
         raise NotImplementedError
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor | None:
         """The seed of every position's mask noise (B, L) int64, from row keys (B,); None: a plain mask."""
         return None
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
-        """``cond`` with fresh draws at the positions ``where`` (B, L)."""
-        return cond
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
+        """``mask_seeds`` with fresh draws at the positions ``where`` (B, L)."""
+        return mask_seeds
 
     # Training -------------------------------------------------------------------------------------
 
@@ -217,14 +217,14 @@ class BoundDenoiser:
     objective: Objective
     backbone: Backbone
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
-        return self.objective.denoise(self.backbone, xt, sigma, cond)
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None = None) -> Prediction:
+        return self.objective.denoise(self.backbone, xt, sigma, mask_seeds)
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
-        return self.objective.draw_cond(keys, length)
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor | None:
+        return self.objective.draw_seeds(keys, length)
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
-        return self.objective.refresh_cond(cond, where, keys)
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
+        return self.objective.refresh_seeds(mask_seeds, where, keys)
 
     def decoder(self, length: int) -> Any:
         """Of an autoregressive objective: reads rows of ``length`` tokens piece by piece (``AR.decoder``)."""

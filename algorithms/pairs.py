@@ -10,12 +10,12 @@ from errors import ABSENT, UserError
 EARLIEST = 2.0**-53
 
 
-def stored_pairs(objective: MDLM, batch: dict[str, Tensor], cond: Tensor | None) -> Noised:
+def stored_pairs(objective: MDLM, batch: dict[str, Tensor], mask_seeds: Tensor | None) -> Noised:
     """Noised ids, times and texts from pairs that another model made, in place of noising text.
 
     Args:
         batch: ``xt`` (B, L) and ``t`` (B,) beside what every batch has.
-        cond: the mask noise of the pairs, a seed for every position (B, L); None for models without.
+        mask_seeds: the mask noise of the pairs, a seed for every position (B, L); None for models without.
 
     Raises:
         UserError: the batch is text, without pairs.
@@ -29,4 +29,4 @@ def stored_pairs(objective: MDLM, batch: dict[str, Tensor], cond: Tensor | None)
     # A stored 0 (times drawn from [0, 1)) means that nothing is noised; no weight may be infinite.
     x0, xt, t = batch["input_ids"], batch["xt"], batch["t"].clamp(min=EARLIEST)
     schedule = objective.schedule
-    return Noised(x0, xt, t, schedule.weight(t), schedule.sigma(t), cond, loss_mask)
+    return Noised(x0, xt, t, schedule.weight(t), schedule.sigma(t), mask_seeds, loss_mask)

@@ -66,6 +66,6 @@ class Rectification(DUO_BASE):
     ) -> LossOutput:
         if not training or not self.settings.use_simple_loss:
             return super().loss(backbone, batch, step=step, num_rows=num_rows, training=training)
-        x0, xt, _, _, sigma, cond, loss_mask = self.noised(batch, step, num_rows, training)
-        prediction = self.denoise(backbone, xt, sigma, cond)
+        x0, xt, _, _, sigma, mask_seeds, loss_mask = self.noised(batch, step, num_rows, training)
+        prediction = self.denoise(backbone, xt, sigma, mask_seeds)
         return cross_entropy(prediction, x0, loss_mask, num_tokens(batch, loss_mask))

@@ -55,12 +55,12 @@ class IMReDi(IMDM):
         """In training the pairs as they are stored: ``xt`` (B, L), ``t`` and ``seed`` (B,)."""
         if not training:
             return super().noised(batch, step, num_rows, training)
-        return stored_pairs(self, batch, self.pair_cond(batch, step))
+        return stored_pairs(self, batch, self.pair_seeds(batch, step))
 
-    def pair_cond(self, batch: dict[str, Tensor], step: int) -> Tensor | None:
+    def pair_seeds(self, batch: dict[str, Tensor], step: int) -> Tensor | None:
         """The seed of every position, (B, L): the pair's own, or fresh ones; None without noise."""
         length = batch["input_ids"].shape[1]
         if self.settings.as_mdlm or self.settings.ignore_seed:
             keys = row_keys(self.context.seed, TRAIN_STREAMS[2], step, batch["row"])
-            return self.draw_cond(keys, length)
+            return self.draw_seeds(keys, length)
         return batch["seed"].unsqueeze(-1).expand(-1, length) if "seed" in batch else None

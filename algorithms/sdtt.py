@@ -157,7 +157,7 @@ class IMSDTT(IMDM, RoundObjective):
         x0, xt, _, weight, sigma, _, loss_mask = noised
         stream = Stream.TRAIN_TEACHER if training else Stream.VALID_TEACHER
         draws = KeyedDraws(row_keys(self.context.seed, stream, step, batch["row"]))
-        targets, cond = self._targets(teacher, noised, draws, self.plan.dt(stage.round))
+        targets, mask_seeds = self._targets(teacher, noised, draws, self.plan.dt(stage.round))
 
         where = (xt == self.mask_id) & loss_mask
         rows = where.flatten().nonzero().squeeze(1)
@@ -165,7 +165,7 @@ class IMSDTT(IMDM, RoundObjective):
             weights = self.row_weights(batch, where, loss_mask, step, num_rows)
         else:
             weights = where.sum().clamp(min=1).double().reciprocal().expand(len(where))
-        loss, values, nll = self.denoise(backbone, xt, sigma, cond).weighted_divergence(
+        loss, values, nll = self.denoise(backbone, xt, sigma, mask_seeds).weighted_divergence(
             rows, targets, self.settings.distill_mode, x0.flatten()[rows], weights[rows // where.shape[1]]
         )
         divergence, token_nll = (
@@ -197,7 +197,7 @@ class IMSDTT(IMDM, RoundObjective):
         settings = SamplerSettings(own.num_distill_steps, reset=not own.sdtt_fix_eps)
         sampler = Ancestral(teacher, self.schedule, self.mask_id, settings)
         return teacher_targets(
-            sampler, noised.xt, noised.cond, times, dt, draws, sees_time=own.time_conditioning
+            sampler, noised.xt, noised.mask_seeds, times, dt, draws, sees_time=own.time_conditioning
         )
 
     def row_weights(

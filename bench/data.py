@@ -26,14 +26,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.prepare import Recipe, prepare
+from data.prepare import PreprocessingConfig, prepare
 from data.tokenizers import get_tokenizer
 from utils import atomic_open
 
 
 def ours(file: str, folder: str, tokenizer: Any, length: int, cores: int) -> int:
     """Blocks of the program; it takes as many threads as there are cores."""
-    recipe = Recipe(file, "train", length, True, True, "official", "none", None, Path(folder))
+    recipe = PreprocessingConfig(file, "train", length, True, True, "official", "none", None, Path(folder))
     return len(prepare(recipe, tokenizer))
 
 

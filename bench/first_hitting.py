@@ -2,8 +2,10 @@
 
     python bench/first_hitting.py    # some 2 minutes on 2 cores; writes bench/results/first_hitting.md
 
-Ancestral sampling has the law of the model in the limit of many steps; ancestral_cache draws the same tokens
-and calls the network only for rows that unmask; first hitting has that law as it is, with a call a token.
+Ancestral sampling has the distribution of the model in the limit of many steps; ancestral_cache draws the
+same tokens
+and calls the network only for rows that unmask; first hitting has that distribution as it is, with a call a
+token.
 Setting: MDLM of bench/cpu.py with random weights. Plain ancestral sampling costs the same in every step: it
 is timed up to --plain steps, and the rest of its column is that cost times the steps (~).
 """

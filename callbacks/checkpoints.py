@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self._handed: tuple[Path, dict[str, Any]] | None = None
 
-    def hand_over(self, path: str | Path, checkpoint: dict[str, Any]) -> None:
+    def preload(self, path: str | Path, checkpoint: dict[str, Any]) -> None:
         """Give the next ``load_checkpoint`` of ``path`` what was read already: files can have many GB."""
         self._handed = Path(path), checkpoint
 

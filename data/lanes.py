@@ -29,7 +29,7 @@ class Cursor(NamedTuple):
     document: int = 0
 
 
-class Note(NamedTuple):
+class ResumePoint(NamedTuple):
     """A document of the stream: in a chunk, the ``index``-th after shuffling; ``tokens`` came before it."""
 
     cursor: Cursor
@@ -41,7 +41,7 @@ class TooShort(Exception):
     """All shards of a lane together have ``args[0]`` tokens, which fill no block."""
 
 
-class Lane:
+class ShardStream:
     """Blocks of one lane, in order.
 
     Args:
@@ -71,7 +71,7 @@ class Lane:
         self._shards, self._read, self._encode = list(shards), read, encode
         self._eos, self._inner, self._chunk, self._key = eos, inner, chunk, key
         self._notes, self._noted = notes, 0
-        self._begin(Note(Cursor(), 0, 0))
+        self._begin(ResumePoint(Cursor(), 0, 0))
 
     def take(self, first: int, last: int) -> np.ndarray:
         """Blocks ``first`` .. ``last`` - 1, (last - first, inner); fast where ``first`` is the next one."""
@@ -87,7 +87,7 @@ class Lane:
 
     def seek(self, block: int) -> int:
         """Go to the last noted place before ``block``; returns how many tokens lie between."""
-        target, found = block * self._inner, Note(Cursor(), 0, 0)
+        target, found = block * self._inner, ResumePoint(Cursor(), 0, 0)
         for note in _read_notes(self._notes):
             self._noted = max(self._noted, note.tokens)
             if found.tokens < note.tokens <= target:
@@ -110,10 +110,10 @@ class Lane:
 
     # The stream of tokens: self._parts hold those from self._start to self._end ---------------------------
 
-    def _begin(self, note: Note) -> None:
+    def _begin(self, note: ResumePoint) -> None:
         self._parts: list[np.ndarray] = []
         self._start = self._end = note.tokens
-        self._known: deque[Note] = deque()
+        self._known: deque[ResumePoint] = deque()
         self._stream = self._documents(note.cursor, note.index)
         self._epoch, self._epoch_start, self._whole = note.cursor.epoch, note.tokens, note.tokens == 0
 
@@ -138,7 +138,7 @@ class Lane:
         ends = self._end + np.cumsum(documents.sizes + separated)
         for (cursor, index), begin in zip(places, [self._end, *ends.tolist()], strict=False):
             self._watch_epoch(cursor.epoch, begin)
-            self._known.append(Note(cursor, index, begin))
+            self._known.append(ResumePoint(cursor, index, begin))
         self._parts.append(with_eos(documents, self._eos) if separated else documents.tokens)
         self._end = int(ends[-1])
 
@@ -188,7 +188,7 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
-def _read_notes(path: Path | None) -> Iterator[Note]:
+def _read_notes(path: Path | None) -> Iterator[ResumePoint]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path else []
     except OSError:
@@ -196,6 +196,6 @@ def _read_notes(path: Path | None) -> Iterator[Note]:
     for line in lines:
         try:
             epoch, shard, document, index, tokens = json.loads(line)
-            yield Note(Cursor(int(epoch), int(shard), int(document)), int(index), int(tokens))
+            yield ResumePoint(Cursor(int(epoch), int(shard), int(document)), int(index), int(tokens))
         except (ValueError, TypeError):  # torn by a kill
             continue

@@ -23,7 +23,7 @@ _ALL_SHARED = "is the training text as well"
 
 
 @dataclass(frozen=True)
-class SourceChoice:
+class SourceOverride:
     """What the user says instead of the table (``data.source``, ``data.valid_source``); None: as it is there.
 
     Attributes:
@@ -40,7 +40,7 @@ class SourceChoice:
     own: bool = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], role: Role) -> SourceChoice:
+    def of(cls, settings: Mapping[str, Any], role: Role) -> SourceOverride:
         """What ``source`` and ``valid_source`` of the settings ``data`` say of a role (nothing without them).
 
         Validation takes over, but for the split, what is said of training where both are of one data set.
@@ -71,7 +71,7 @@ class SourceChoice:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DatasetRequest:
     """Which text is asked for.
 
     Attributes:
@@ -88,7 +88,7 @@ class Wanted:
     rules: str
     cache_dir: Path
     root: Path | None = None
-    choice: SourceChoice = field(default_factory=SourceChoice)
+    choice: SourceOverride = field(default_factory=SourceOverride)
     streamed: bool = False
 
     @property
@@ -97,7 +97,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Place:
+class ResolvedSource:
     """A row as it is to be read: from ``local`` (``own``: that holds the role alone) or, None, the hub."""
 
     row: HubSource
@@ -105,39 +105,39 @@ class Place:
     own: bool = False
 
 
-def locate(wanted: Wanted) -> Place:
+def locate(wanted: DatasetRequest) -> ResolvedSource:
     """Where the documents behind ``wanted.name`` are."""
     choice, row = wanted.choice, SOURCES.get(wanted.name)
     if isinstance(row, HubSource):
         chosen = choice.applied(row, wanted.role)
         if choice.path is None:
             local, own = local_copy(wanted, row)
-            return Place(chosen, local, own)
+            return ResolvedSource(chosen, local, own)
         local = Path(choice.path).expanduser()
         if local.exists():
-            return Place(chosen, local, choice.own)
+            return ResolvedSource(chosen, local, choice.own)
         if not _HUB_NAME.fullmatch(choice.path):
             problem = "neither a local file or folder nor a hub name owner/set"
             raise UserError(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, "correct it")
         another = replace(row, path=choice.path, config=None, data_dir=None, revision=None, instead=())
-        return Place(choice.applied(another, wanted.role))
+        return ResolvedSource(choice.applied(another, wanted.role))
     if choice.path is not None:
         problem = f"{wanted.key}={wanted.name} is no row of the table, whose place another could take"
         raise UserError(f"{SOURCE_KEYS[wanted.role]}.path", choice.path, problem, f"give it as {wanted.key}")
     rules = choice.applied(replace(_rules_of(wanted.rules), instead=()), wanted.role)
     local = Path(wanted.name).expanduser()
     if local.exists():
-        return Place(rules, local)
+        return ResolvedSource(rules, local)
     if _HUB_NAME.fullmatch(wanted.name):
         bare = replace(rules, path=wanted.name, config=None, data_dir=None, revision=None)
-        return Place(choice.applied(bare, wanted.role))
+        return ResolvedSource(choice.applied(bare, wanted.role))
     problem = "neither a known data set nor a local path"
     hint = f"use a path, a hub name owner/set, or one of {', '.join(sorted(SOURCES))}"
     raise UserError(wanted.key, wanted.name, problem, hint)
 
 
 def local_shards(
-    wanted: Wanted, place: Place, pieces: int = 0
+    wanted: DatasetRequest, place: ResolvedSource, pieces: int = 0
 ) -> tuple[list[Shard], HubSource, dict[str, Any]]:
     """The shards of a local place (at least ``pieces``, where that can be), how to read them, and what names
     their content."""
@@ -156,7 +156,7 @@ def local_shards(
     return shards, row, {**identity, **rule_identity(row)}
 
 
-def _local_files(wanted: Wanted, place: Place) -> tuple[Found, Split | None]:
+def _local_files(wanted: DatasetRequest, place: ResolvedSource) -> tuple[Found, Split | None]:
     """The files of a local place, and the slice to be taken of their documents, if any."""
     path, row = place.local, place.row
     for part in (row.data_dir, row.config):  # as a clone of the hub's repository has them
@@ -171,7 +171,7 @@ def _local_files(wanted: Wanted, place: Place) -> tuple[Found, Split | None]:
     return found, None if is_whole else split
 
 
-def shared_text(train: Wanted, valid: Wanted) -> str | None:
+def shared_text(train: DatasetRequest, valid: DatasetRequest) -> str | None:
     """How the text for validation is training text as well, in words; None: it is not, as far as names say.
 
     Files are compared as the system knows them, however they are spelled or linked; of the hub's data sets
@@ -192,7 +192,7 @@ def shared_text(train: Wanted, valid: Wanted) -> str | None:
     return _ALL_SHARED
 
 
-def _same_on_hub(train: Place, valid: Place) -> bool:
+def _same_on_hub(train: ResolvedSource, valid: ResolvedSource) -> bool:
     rows = train.row, valid.row
     if train.local != valid.local or len({(row.path, row.config, row.data_dir) for row in rows}) > 1:
         return False
@@ -208,7 +208,7 @@ def _file_id(file: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _local_column(wanted: Wanted, row: HubSource, shards: list[Shard]) -> str:
+def _local_column(wanted: DatasetRequest, row: HubSource, shards: list[Shard]) -> str:
     """The table's column, or "text" where local files have that one instead."""
     if wanted.choice.column is not None or row.column == "text":
         return row.column
@@ -219,7 +219,9 @@ def _local_column(wanted: Wanted, row: HubSource, shards: list[Shard]) -> str:
     return row.column
 
 
-def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list[Shard], dict[str, Any]]:
+def remote_shards(
+    wanted: DatasetRequest, row: HubSource, pieces: int = 0
+) -> tuple[list[Shard], dict[str, Any]]:
     """The same of a hub's parquet files, which are read where they are."""
     text = row.splits[wanted.role]
     split = Split.parse(text)
@@ -232,7 +234,7 @@ def remote_shards(wanted: Wanted, row: HubSource, pieces: int = 0) -> tuple[list
     return shards, {"urls": files, "split": text, **rule_identity(row)}
 
 
-def local_copy(wanted: Wanted, row: HubSource | RunningText) -> tuple[Path | None, bool]:
+def local_copy(wanted: DatasetRequest, row: HubSource | RunningText) -> tuple[Path | None, bool]:
     """A local copy of a row of the table in the folders for them, and whether it holds the role alone."""
     if wanted.root is not None and not wanted.root.is_dir():
         raise UserError("data.source_root", str(wanted.root), "no such folder", "correct it, or leave it out")
@@ -252,7 +254,7 @@ def rule_identity(row: HubSource) -> dict[str, Any]:
     return {"column": row.column, "detokenizer": row.detokenizer and [row.detokenizer, detokenizers.VERSION]}
 
 
-def _slice(wanted: Wanted, shards: list[Shard], text: str, split: Split) -> list[Shard]:
+def _slice(wanted: DatasetRequest, shards: list[Shard], text: str, split: Split) -> list[Shard]:
     taken = take(shards, split)
     if not taken:
         problem = f"{text} leaves nothing for {wanted.role} of {sum(map(len, shards)):,} documents"

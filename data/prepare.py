@@ -25,8 +25,8 @@ from data.packing import (
     smallest_int,
     with_eos,
 )
-from data.places import SourceChoice, Wanted
-from data.sources import Corpus, nowhere, open_corpora
+from data.places import DatasetRequest, SourceOverride
+from data.sources import TextSource, nowhere, open_corpora
 from data.table import ROLE_KEYS, SOURCE_KEYS, SOURCES, GeneratedRows, RunningText
 from data.tokenizers import boundary_ids, mask_id_of, padding_id
 from errors import UserError
@@ -40,7 +40,7 @@ OFFICIAL = "cond_sampling.official_workers"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PreprocessingConfig:
     """What shapes a prepared set, besides the tokenizer.
 
     Attributes:
@@ -50,10 +50,10 @@ class Recipe:
         wrap: pack blocks; otherwise one document a row, padded.
         insert_eos: eos behind each document (packed blocks only; a running text has no documents).
         eos: ``official`` or ``sep``, see ``data.tokenizers.boundary_ids``.
-        rules: the configuration's data.name, see ``data.places.Wanted``.
+        rules: the configuration's data.name, see ``data.places.DatasetRequest``.
         revision: of a hub data set; goes before that of ``choice``.
         cache_dir: downloads and prepared arrays.
-        choice, root, streamed: see ``data.places.Wanted``.
+        choice, root, streamed: see ``data.places.DatasetRequest``.
         official_workers: pack blocks as the official programs do with so many workers
             (``data.packing.official_blocks``); None: one stream of ids.
     """
@@ -67,19 +67,19 @@ class Recipe:
     rules: str
     revision: str | None
     cache_dir: Path
-    choice: SourceChoice = field(default_factory=SourceChoice)
+    choice: SourceOverride = field(default_factory=SourceOverride)
     root: Path | None = None
     streamed: bool = False
     official_workers: int | None = None
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> DatasetRequest:
         """The text of the recipe."""
         choice = self.choice if self.revision is None else replace(self.choice, revision=self.revision)
         where = (self.cache_dir, self.root, choice, self.streamed)
-        return Wanted(self.source, self.role, self.rules, *where)
+        return DatasetRequest(self.source, self.role, self.rules, *where)
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
+def prepare(recipe: PreprocessingConfig, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
     """The rows of a recipe; generated in memory, or from the cache, which is filled on first use.
 
     Raises:
@@ -108,12 +108,12 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
 
 
 def _first_built(
-    recipe: Recipe, label: str, corpora: list[Corpus], tokenizer: PreTrainedTokenizerBase
+    recipe: PreprocessingConfig, label: str, corpora: list[TextSource], tokenizer: PreTrainedTokenizerBase
 ) -> Path:
     """The folder of the first corpus that is prepared already, or else can be read; a log line names it."""
-    tried: list[tuple[Corpus, Unavailable]] = []
+    tried: list[tuple[TextSource, Unavailable]] = []
 
-    def attempt(corpus: Corpus) -> Callable[[Path], dict[str, Any]]:
+    def attempt(corpus: TextSource) -> Callable[[Path], dict[str, Any]]:
         def build(target: Path) -> dict[str, Any]:
             try:
                 return {"where": corpus.where, **_build(target, recipe, corpus, tokenizer)}
@@ -145,7 +145,9 @@ def _first_built(
     return folder
 
 
-def _generated(recipe: Recipe, row: GeneratedRows, tokenizer: PreTrainedTokenizerBase) -> TokenDataset:
+def _generated(
+    recipe: PreprocessingConfig, row: GeneratedRows, tokenizer: PreTrainedTokenizerBase
+) -> TokenDataset:
     for name, value in recipe.choice.typed().items():
         problem = f"{recipe.source} is made here, not read"
         raise UserError(f"{SOURCE_KEYS[recipe.role]}.{name}", value, problem, "leave it out")
@@ -161,7 +163,7 @@ def _generated(recipe: Recipe, row: GeneratedRows, tokenizer: PreTrainedTokenize
 
 
 def _build(
-    target: Path, recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
+    target: Path, recipe: PreprocessingConfig, corpus: TextSource, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Fill a cache folder; returns the counts of texts, rows and lost tokens."""
     bos, eos = boundary_ids(tokenizer, recipe.eos)
@@ -275,7 +277,7 @@ def _written(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _too_short(recipe: Recipe, counts: dict[str, int]) -> ValueError:
+def _too_short(recipe: PreprocessingConfig, counts: dict[str, int]) -> ValueError:
     key = ROLE_KEYS[recipe.role]
     if counts["tokens"] == 0:
         return UserError(key, recipe.source, f"the set for {recipe.role} holds no text", "use another one")

@@ -15,14 +15,22 @@ from data.downloads import PublishedFile, fetch, read_published, verify
 from data.formats import BATCH, as_texts, missing_column
 from data.generated import text_pieces
 from data.hub import Unavailable, ask
-from data.places import Place, Wanted, local_copy, local_shards, locate, remote_shards, rule_identity
+from data.places import (
+    DatasetRequest,
+    ResolvedSource,
+    local_copy,
+    local_shards,
+    locate,
+    remote_shards,
+    rule_identity,
+)
 from data.shards import read_shards
 from data.table import SOURCE_KEYS, SOURCES, HubSource, RunningText
 from errors import UserError
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TextSource:
     """Text that is ready to be read.
 
     Attributes:
@@ -39,7 +47,7 @@ class Corpus:
     running: bool = False
 
 
-def open_corpora(wanted: Wanted) -> list[Corpus]:
+def open_corpora(wanted: DatasetRequest) -> list[TextSource]:
     """The places of the text behind ``data.train`` or ``data.valid``: the first that gives it counts.
 
     Raises:
@@ -60,7 +68,7 @@ def open_corpora(wanted: Wanted) -> list[Corpus]:
     ]
 
 
-def nowhere(wanted: Wanted, tried: Sequence[tuple[Corpus, Unavailable]]) -> ValueError:
+def nowhere(wanted: DatasetRequest, tried: Sequence[tuple[TextSource, Unavailable]]) -> ValueError:
     """The one line about a text that no place gives: what was tried, and where to put it."""
     problem = ", nor ".join(f"{corpus.where} ({reason})" for corpus, reason in tried)
     file = "train" if wanted.role == "train" else "valid"
@@ -86,7 +94,7 @@ def detokenized(texts: Iterator[list[str]], name: str | None) -> Iterator[list[s
     return ([detokenize(text) for text in batch] for batch in texts)
 
 
-def refuse_missing_split(wanted: Wanted, row: HubSource) -> None:
+def refuse_missing_split(wanted: DatasetRequest, row: HubSource) -> None:
     """Raise where the hub's data set has nothing for the role."""
     if wanted.role in row.splits:
         return
@@ -99,7 +107,7 @@ def refuse_missing_split(wanted: Wanted, row: HubSource) -> None:
     raise UserError(wanted.key, wanted.name, f"it has no split for {wanted.role}", hint)
 
 
-def _running_corpus(wanted: Wanted, row: RunningText) -> Corpus:
+def _running_corpus(wanted: DatasetRequest, row: RunningText) -> TextSource:
     typed = wanted.choice.typed()
     for name, value in typed.items():
         if name != "path" or not row.local:
@@ -118,10 +126,10 @@ def _running_corpus(wanted: Wanted, row: RunningText) -> Corpus:
     if local is not None:
         identity["local"] = str(local.resolve())
     texts = lambda: text_pieces(row.text(wanted.role, local, wanted.cache_dir))  # noqa: E731
-    return Corpus(row.where if local is None else str(local), texts, identity, running=True)
+    return TextSource(row.where if local is None else str(local), texts, identity, running=True)
 
 
-def _local_corpus(wanted: Wanted, place: Place) -> Corpus:
+def _local_corpus(wanted: DatasetRequest, place: ResolvedSource) -> TextSource:
     row, path = place.row, place.local
     published = SOURCES[wanted.name].published(wanted.role) if wanted.name in SOURCES else None
     if published is not None:
@@ -130,12 +138,12 @@ def _local_corpus(wanted: Wanted, place: Place) -> Corpus:
             return _published_corpus(wanted, row, published, file)
     shards, row, identity = local_shards(wanted, place)
     texts = lambda: detokenized(read_shards(shards, row.column, wanted.key), row.detokenizer)  # noqa: E731
-    return Corpus(str(path), texts, identity)
+    return TextSource(str(path), texts, identity)
 
 
 def _published_corpus(
-    wanted: Wanted, row: HubSource, published: PublishedFile, local: Path | None = None
-) -> Corpus:
+    wanted: DatasetRequest, row: HubSource, published: PublishedFile, local: Path | None = None
+) -> TextSource:
     identity = {"url": published.url, "checksum": published.checksum, "members": published.members}
 
     def texts() -> Iterator[list[str]]:
@@ -151,10 +159,10 @@ def _published_corpus(
         column = "text" if path.suffix == ".jsonl" else row.column
         return detokenized(read_published(path, published, column, wanted.key), row.detokenizer)
 
-    return Corpus(published.url, texts, {**identity, **rule_identity(row)})
+    return TextSource(published.url, texts, {**identity, **rule_identity(row)})
 
 
-def _hub_corpus(wanted: Wanted, row: HubSource) -> Corpus:
+def _hub_corpus(wanted: DatasetRequest, row: HubSource) -> TextSource:
     refuse_missing_split(wanted, row)
     hub = [row.path, row.config, row.data_dir, row.revision, row.splits[wanted.role]]
     folder = wanted.cache_dir / "hub"
@@ -173,4 +181,4 @@ def _hub_corpus(wanted: Wanted, row: HubSource) -> Corpus:
         checked = (as_texts(batch, row.path, row.column, wanted.key) for batch in batches)
         return detokenized(checked, row.detokenizer)
 
-    return Corpus(row.path, texts, {"hub": hub, **rule_identity(row)})
+    return TextSource(row.path, texts, {"hub": hub, **rule_identity(row)})

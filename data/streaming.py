@@ -22,10 +22,10 @@ from torch.utils.data import IterableDataset
 from data.batching import permutation
 from data.encoding import Encoder, fingerprint
 from data.hub import Unavailable
-from data.lanes import Lane, TooShort
-from data.places import Wanted, local_shards, locate, remote_shards
+from data.lanes import ShardStream, TooShort
+from data.places import DatasetRequest, local_shards, locate, remote_shards
 from data.shards import Shard, read_shard
-from data.sources import Corpus, detokenized, nowhere, refuse_missing_split
+from data.sources import TextSource, detokenized, nowhere, refuse_missing_split
 from data.table import SOURCES, HubSource
 from data.tokenizers import boundary_ids
 from errors import UserError
@@ -54,7 +54,7 @@ class StreamRecipe:
         shuffle_buffer: documents that wait to be drawn from, in all lanes together.
     """
 
-    wanted: Wanted
+    wanted: DatasetRequest
     length: int
     insert_eos: bool
     eos: str
@@ -140,10 +140,10 @@ class TokenStream:
         """What the lanes of a process share."""
         return Encoder(self._tokenizer)
 
-    def open_lane(self, number: int, encode: Encoder) -> Lane:
+    def open_lane(self, number: int, encode: Encoder) -> ShardStream:
         """A lane at its beginning."""
         recipe, row = self.recipe, self._row
-        return Lane(
+        return ShardStream(
             self._dealt[number],
             read=partial(_read, column=row.column, detokenizer=row.detokenizer, key=recipe.wanted.key),
             encode=encode,
@@ -154,7 +154,7 @@ class TokenStream:
             notes=self.folder / f"lane-{number:03d}.txt",
         )
 
-    def blocks(self, lane: Lane, first: int, last: int) -> np.ndarray:
+    def blocks(self, lane: ShardStream, first: int, last: int) -> np.ndarray:
         """Rows ``first`` .. ``last`` - 1 of a lane, (last - first, L), bos and eos around them."""
         try:
             inner = lane.take(first, last)
@@ -221,7 +221,7 @@ class _OpenLanes:
 
     def __init__(self, stream: TokenStream) -> None:
         self._stream, self._encode = stream, stream.encoder()
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, ShardStream] = {}
 
     def rows(self, rows: np.ndarray, step: int) -> np.ndarray:
         """(B, L): the neighbouring ``rows`` (B,) of a step's global batch."""
@@ -237,14 +237,14 @@ class _OpenLanes:
         for lane in self._lanes.values():
             lane.note(step * self._stream.rows_per_lane)
 
-    def _lane(self, number: int, step: int) -> Lane:
+    def _lane(self, number: int, step: int) -> ShardStream:
         if number not in self._lanes:
             self._lanes[number] = self._stream.open_lane(number, self._encode)
             self._lanes[number].seek(step * self._stream.rows_per_lane)
         return self._lanes[number]
 
 
-def _open(wanted: Wanted) -> tuple[list[Shard], HubSource, dict[str, Any]]:
+def _open(wanted: DatasetRequest) -> tuple[list[Shard], HubSource, dict[str, Any]]:
     """The shards of a text, how to read them, and what names their content."""
     if wanted.name in SOURCES and not isinstance(SOURCES[wanted.name], HubSource):
         problem, hint = f"{wanted.key}={wanted.name} has no documents that could stream", "use False"
@@ -256,7 +256,7 @@ def _open(wanted: Wanted) -> tuple[list[Shard], HubSource, dict[str, Any]]:
     try:
         shards, identity = remote_shards(wanted, place.row, _SHARDS)
     except Unavailable as error:
-        corpus = Corpus(place.row.path, lambda: iter(()), {})
+        corpus = TextSource(place.row.path, lambda: iter(()), {})
         raise nowhere(wanted, [(corpus, error)]) from error
     return shards, place.row, identity
 

@@ -31,13 +31,15 @@ class Backbone(Protocol):
         """The embeddings of all ids, (V, D); relaxed inputs (Duo's curriculum) are mixtures of them."""
         ...
 
-    def body(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None, **options: Any) -> Tensor:
+    def body(
+        self, x: Tensor, sigma: Tensor | None, mask_seeds: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Features (B, L, D) in front of the head.
 
         Args:
             x: (B, L) int64 ids.
             sigma: (B,) total noise of each sequence; None: the network sees none.
-            cond: (B, L) int64 seeds of the masks' random state; None for a plain mask.
+            mask_seeds: (B, L) int64 seeds of the masks' random state; None for a plain mask.
             options: ``embedded`` (B, L, D) in the place of the embeddings of ``x``; ``cache`` of a causal
                 network. Only objectives that need them pass them.
         """
@@ -49,7 +51,7 @@ class FunctionBackbone:
     """A backbone made of two callables, for notebooks and tests.
 
     Args:
-        features: (ids (B, L), sigma (B,) or None, cond (B, L) or None) -> features (B, L, D).
+        features: (ids (B, L), sigma (B,) or None, mask_seeds (B, L) or None) -> features (B, L, D).
         head: a linear layer D -> V.
     """
 
@@ -60,5 +62,7 @@ class FunctionBackbone:
     def embedding(self) -> Tensor:
         return self.head.weight
 
-    def body(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None, **options: Any) -> Tensor:
-        return self.features(x, sigma, cond)
+    def body(
+        self, x: Tensor, sigma: Tensor | None, mask_seeds: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        return self.features(x, sigma, mask_seeds)

@@ -1,7 +1,8 @@
 """Discrete-time absorbing diffusion, mean parameterization (D3PM, Austin et al., arXiv 2107.03006; formulas
 as in MDLM, Sahoo et al., arXiv 2406.07524, appendix A.2).
 
-The network gives a law p over all V ids, the mask included, with probability p_m. Put for x0 into the
+The network gives a distribution p over all V ids, the mask included, with probability p_m. Put for x0 into
+the
 posterior of the forward process, from t to s < t, with a = 1 - alpha_t, b = 1 - alpha_s, it unmasks a masked
 position to token y with (alpha_s - alpha_t) p_y / (alpha_t p_m + a), and leaves it a mask with
 (alpha_s p_m + b) / (alpha_t p_m + a). The divergence of that from the true posterior is
@@ -106,10 +107,10 @@ class _MaskedTerms:
 
 
 class MeanPrediction(TimedPrediction):
-    """What a network of the mean says about x0 given xt: a law over all ids, the mask included.
+    """What a network of the mean says about x0 given xt: a distribution over all ids, the mask included.
 
-    As a ``Prediction`` it is that law given that x0 is no mask: every sampler of masked models can read it.
-    The model's own reverse process, of which its loss is the bound, is that of the analytic sampler.
+    As a ``Prediction`` it is that distribution given that x0 is no mask: every sampler of masked models can
+    read it. The model's own reverse process, of which its loss is the bound, is that of the analytic sampler.
     """
 
     @cached_property
@@ -118,7 +119,8 @@ class MeanPrediction(TimedPrediction):
         return LinearHead(self._head.weight, self._head.bias, None, self.dtype)
 
     def log_score(self, rows: Tensor) -> Tensor:
-        """log(p_t(y) / p_t(mask)) of the law at masked positions, (N, V), differentiable; 0 for the mask.
+        """log(p_t(y) / p_t(mask)) of the distribution at masked positions, (N, V), differentiable; 0 for
+        the mask.
 
         With s_y = alpha_t p_y / (alpha_t p_m + 1 - alpha_t) the posterior's chance of y, from t to any time,
         is (alpha_s / alpha_t - 1) s_y, as in a model of the score.

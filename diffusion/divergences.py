@@ -29,7 +29,7 @@ class Divergences(NamedTuple):
 
 # Each takes the log-probabilities of the student and of the teacher, (n, V), which it may write over, and
 # returns the divergence (n,) and its gradient with respect to the student's logits, (n, V). Where q is the
-# student's law, a function of the log q_j with derivatives g_j has the gradient g - q sum(g).
+# student's distribution, a function of the log q_j with derivatives g_j has the gradient g - q sum(g).
 Formula = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

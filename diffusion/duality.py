@@ -28,14 +28,16 @@ _CHUNK_ELEMENTS = 2**23  # of w at a time: 32 MB in float32
 
 
 class Argmax(NamedTuple):
-    """The law of argmax(w), of the shape of gamma, float64: ``stays`` P, ``leaves`` 1 - P, and dP/dgamma."""
+    """The distribution of argmax(w), of the shape of gamma, float64: ``stays`` P, ``leaves`` 1 - P, and
+    dP/dgamma.
+    """
 
     stays: Tensor
     leaves: Tensor
     slope: Tensor
 
 
-def argmax_law(gamma: Tensor, vocab_size: int) -> Argmax:
+def argmax_distribution(gamma: Tensor, vocab_size: int) -> Argmax:
     """P(gamma) with its derivative, by quadrature to nearly all digits, 1 - P where it is small included.
 
     Args:
@@ -53,18 +55,18 @@ def argmax_law(gamma: Tensor, vocab_size: int) -> Argmax:
     return Argmax(others.exp() @ measure, -(others.expm1() @ measure), -mu / 2 * by_mu)
 
 
-def discrete_level(law: Argmax, speed: float, vocab_size: int) -> tuple[Tensor, Tensor]:
+def discrete_level(distribution: Argmax, speed: float, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The uniform process that argmax(w) follows: (weight, sigma), both (B,) float64.
 
     Args:
-        law: that of argmax(w), (B,).
+        distribution: that of argmax(w), (B,).
         speed: d gamma / dt.
 
     Returns:
         -dalpha/(1 - alpha) with the derivative by t, and -log alpha, as ``Schedule.weight`` and ``sigma``.
     """
-    sigma = -torch.log1p(-law.leaves * (vocab_size / (vocab_size - 1)))
-    return -law.slope * speed / law.leaves, sigma
+    sigma = -torch.log1p(-distribution.leaves * (vocab_size / (vocab_size - 1)))
+    return -distribution.slope * speed / distribution.leaves, sigma
 
 
 def argmax_pair(

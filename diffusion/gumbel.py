@@ -1,4 +1,4 @@
-"""Gumbel-max with coarse uniforms, for study: which law it draws from, and what it loses.
+"""Gumbel-max with coarse uniforms, for study: which distribution it draws from, and what it loses.
 
 Gumbel noise -log(-log u) of float32 uniforms is at most M = 16.6355, because u <= 1 - 2^-24 (Zheng et al.,
 arXiv 2409.02908, section 4). Rare symbols then rarely win, and likely ones gain. Nothing here is used unless
@@ -19,7 +19,7 @@ from diffusion.randomness import uniform
 BITS = 24  # of a float32 uniform
 _LOWEST = 1e-10  # of a uniform: keeps its logarithms finite (the value that implementations of MDLM use)
 _CHUNK_ELEMENTS = 2**20  # Gumbel numbers at once
-_SINGLE_LEVELS = 2**10  # levels of the grid that grid_law takes one by one
+_SINGLE_LEVELS = 2**10  # levels of the grid that grid_distribution takes one by one
 
 
 def gumbel_max(log_probs: Tensor, keys: Tensor, *, bits: int = BITS, on_grid: bool = False) -> Tensor:
@@ -29,7 +29,8 @@ def gumbel_max(log_probs: Tensor, keys: Tensor, *, bits: int = BITS, on_grid: bo
         log_probs: (N, V) float; each row must have mass.
         keys: (N,) int64, one a row (``diffusion.randomness``).
         on_grid: uniforms are multiples of 2^-bits, which is what float32 ones are; otherwise they are as fine
-            as float64, and only the largest are missing, which is what ``truncated_law`` describes. Both are
+            as float64, and only the largest are missing, which is what ``truncated_distribution``
+            describes. Both are
             made from the same numbers, so that draws differ only where precision makes a difference.
 
     Returns:
@@ -47,8 +48,8 @@ def gumbel_max(log_probs: Tensor, keys: Tensor, *, bits: int = BITS, on_grid: bo
     return drawn
 
 
-def truncated_law(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -> Tensor:
-    """The law of Gumbel-max with Gumbel noise truncated at M = -log(-log(1 - 2^-bits)).
+def truncated_distribution(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -> Tensor:
+    """The distribution of Gumbel-max with Gumbel noise truncated at M = -log(-log(1 - 2^-bits)).
 
     With K probabilities sorted upward, pi_0 = 0 and S_i = sum_{k >= i} pi_k, symbol n is drawn with
     pi_n sum_{i <= n} beta(i), where beta(i) S_i = exp((K+1-i - S_i/pi_i) e^-M) - exp((K+1-i - S_i/pi_{i-1})
@@ -75,14 +76,15 @@ def truncated_law(probs: Tensor, counts: Tensor | None = None, *, bits: int = BI
     return torch.zeros_like(probs).scatter(-1, order, pi * many * beta.cumsum(-1))
 
 
-def grid_law(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -> Tensor:
-    """The law of Gumbel-max with uniforms 0, 2^-bits, ..., 1 - 2^-bits, as generators of float32 make them.
+def grid_distribution(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -> Tensor:
+    """The distribution of Gumbel-max with uniforms 0, 2^-bits, ..., 1 - 2^-bits, as generators of float32
+    make them.
 
     Exact up to 1024 levels; finer grids are summed in blocks where their width no longer matters (to about
     1e-5 of a probability).
 
     Args:
-        probs: (G,) positive and different; see ``truncated_law``.
+        probs: (G,) positive and different; see ``truncated_distribution``.
         counts: (G,) how many symbols a group has; None: one each.
 
     Returns:
@@ -99,7 +101,7 @@ def grid_law(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -
     middle = (edges[:-1] + 1 + edges[1:]) / 2
     x = -(1 - middle / size).clamp(min=_LOWEST).log()
     at_least = torch.log1p(-edges / size)  # log P(level > edge)
-    law = torch.empty_like(probs)
+    distribution = torch.empty_like(probs)
     for g in range(len(probs)):
         low, high = counts[g] * at_least[:-1], counts[g] * at_least[1:]
         smallest = -low.exp() * torch.expm1(high - low)  # P(the group's smallest level is in the block)
@@ -107,5 +109,5 @@ def grid_law(probs: Tensor, counts: Tensor | None = None, *, bits: int = BITS) -
         beaten = torch.where(y < -math.log(_LOWEST), (torch.exp(-y) * size).ceil() / size, 0.0)
         others = counts * beaten.log()
         others[:, g] = 0.0
-        law[g] = (smallest * others.sum(-1).exp()).sum()
-    return law
+        distribution[g] = (smallest * others.sum(-1).exp()).sum()
+    return distribution

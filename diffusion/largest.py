@@ -1,13 +1,15 @@
 """Softmax over noised one-hots from their largest entries alone (for Duo's curriculum; see duality.py).
 
 When tau is small, few of the V numbers w = a onehot(x0) + s z have weight in softmax(w / tau): the largest.
-The k largest of the V - 1 Gaussians beside x0 are drawn by their exact joint law. Those below keep the weight
+The k largest of the V - 1 Gaussians beside x0 are drawn by their exact joint distribution. Those below keep
+the weight
 that they have in the mean, given the k-th, spread evenly over their tokens: with c = s/tau each exp(c z)
 gives way to
 
     E[exp(c z) | z < z_k] = exp(c^2/2) Phi(z_k - c) / Phi(z_k).
 
-argmax(w) keeps its exact law. The embedding loses the fluctuation of the rest, whose mean is 0 and whose
+argmax(w) keeps its exact distribution. The embedding loses the fluctuation of the rest, whose mean is 0 and
+whose
 standard deviation is sqrt(sum over the rest of p_v^2) times that of an embedding, p the true softmax. At V =
 30,522 and k = 64, at the worst gamma, it is 1.1e-2 for tau = 0.1, 4e-4 for 0.03, 3e-9 for 0.01, 0 for 0.001.
 Shapes: N positions, V vocabulary, D width, k largest.

@@ -205,17 +205,19 @@ def flat(rows: Tensor) -> Tensor:
 class Denoiser(Protocol):
     """All that objectives, samplers and teachers see of a network.
 
-    ``cond`` is None, or int64 (B, L): the seed of every position's mask noise.
+    ``mask_seeds`` is None, or int64 (B, L): the seed of every position's mask noise.
     """
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
         """One call of the network at ids xt (B, L) and total noise sigma (B,)."""
         ...
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor | None:
         """Fresh mask noise for a batch, a pure function of the rows' keys (B,)."""
         ...
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
-        """``cond`` with fresh mask noise at the positions ``where`` (B, L), from the rows' keys (B,)."""
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
+        """``mask_seeds`` with fresh mask noise at the positions ``where`` (B, L), from the rows' keys
+        (B,).
+        """
         ...

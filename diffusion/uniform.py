@@ -7,8 +7,8 @@ the Rao-Blackwellised NELBO of a token (Duo, equation 5) is a sum of two terms t
     -dalpha/(V alpha q_xt) [ (V + r) (z - 1 - log z) + sum_j q_j log(q_j / y_j) ]
     sum_j q_j log(q_j / y_j) = (1 + r) log(1 + r) - r log y_x0 - sum_j log y_j
 
-so that of x_theta it needs the entries at x0 and xt, and one sum. The best x_theta of a position is the law
-of its token given all *other* positions of xt: its own enters by the posterior.
+so that of x_theta it needs the entries at x0 and xt, and one sum. The best x_theta of a position is the
+distribution of its token given all *other* positions of xt: its own enters by the posterior.
 Shapes: B batch, L length, D width, V vocabulary (there is no mask), N chosen positions, n rows of a chunk.
 """
 
@@ -66,7 +66,7 @@ class UniformReverse(NamedTuple):
 def uniform_reverse(
     alpha_t: Tensor, alpha_s: Tensor, p_xt: Tensor | float, vocab_size: int
 ) -> UniformReverse:
-    """The posterior from t to s < t as a mixture of three laws.
+    """The posterior from t to s < t as a mixture of three distributions.
 
     With alpha_ts = alpha_t/alpha_s and p = x_theta[xt] the posterior of a token is
     [(alpha_t V p + alpha_ts - alpha_t) onehot(xt) + (1 - alpha_ts)(1 - alpha_s)/V + (alpha_s - alpha_t)
@@ -84,7 +84,8 @@ def uniform_reverse(
 
 
 class UniformPrediction(Prediction):
-    """What the network says about x0 given xt: a law over all ids at every position, none carried over.
+    """What the network says about x0 given xt: a distribution over all ids at every position, none carried
+    over.
 
     Args:
         features, weight, bias, xt, dtype, chunk_elements: see ``Prediction``.
@@ -121,13 +122,13 @@ class UniformPrediction(Prediction):
             weights: (N,), treated as constants.
             ratio: (N,) r, positive.
         """
-        bracket = _Bracket(self.xt.flatten()[rows], ratio.to(self.dtype))
+        bracket = RaoBlackwellTerm(self.xt.flatten()[rows], ratio.to(self.dtype))
         with self._full_precision():
             features, weights = self._features.index_select(0, rows), weights.to(self.dtype)
             return weighted_linear_nll(features, self._head, targets, weights, bracket)
 
 
-class _Bracket:
+class RaoBlackwellTerm:
     """[(V + r)(z - 1 - log z) + sum_j q_j log(q_j/y_j)] / q_xt at N positions, a ``RowLoss``."""
 
     def __init__(self, xt: Tensor, ratio: Tensor) -> None:

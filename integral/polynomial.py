@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.duality import Argmax, argmax_law
+from diffusion.duality import Argmax, argmax_distribution
 from errors import UserError
 
 DEGREES = {"poly3": 3, "poly5": 5, "poly7": 7, "poly9": 9}
@@ -46,7 +46,7 @@ class LevelPolynomial:
         t = torch.linspace(0, 1, _POINTS, dtype=torch.float64)
         speed = gamma_max - gamma_min
         gammas = (gamma_min + speed * t).split(4096)
-        leaves = torch.cat([argmax_law(part, vocab_size).leaves for part in gammas])
+        leaves = torch.cat([argmax_distribution(part, vocab_size).leaves for part in gammas])
         alpha = (1 - leaves * (vocab_size / (vocab_size - 1))).numpy()
         ends = np.where((t == 0) | (t == 1), np.sqrt(0.5), 1.0)
         fit = np.polynomial.Polynomial.fit(t.numpy(), alpha, DEGREES[mode], domain=[0, 1], w=ends)
@@ -59,7 +59,7 @@ class LevelPolynomial:
         return cls(vocab_size, speed, torch.from_numpy(fit.coef))
 
     def at(self, t: Tensor) -> Argmax:
-        """In place of the distribution of argmax(w) at times t (B,); see ``argmax_law``."""
+        """In place of the distribution of argmax(w) at times t (B,); see ``argmax_distribution``."""
         u, coefficients = 2 * t.to(torch.float64) - 1, self.coefficients.tolist()
         alpha, by_u = torch.zeros_like(u), torch.zeros_like(u)
         for coefficient in reversed(coefficients):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.duality import Argmax, argmax_law
+from diffusion.duality import Argmax, argmax_distribution
 from errors import UserError
 from utils import atomic_open
 
@@ -35,7 +35,7 @@ class Table:
     Attributes:
         vocab_size: V.
         gammas: (N,) float64, rising.
-        nodes: the law of argmax(w) there, (N,) each.
+        nodes: the distribution of argmax(w) there, (N,) each.
     """
 
     vocab_size: int
@@ -46,11 +46,13 @@ class Table:
     def of(cls, vocab_size: int, gamma_min: float, gamma_max: float, num_points: int) -> Table:
         """Compute it, to nearly all digits."""
         gammas = torch.linspace(gamma_min, gamma_max, num_points, dtype=torch.float64)
-        parts = [argmax_law(part, vocab_size) for part in gammas.split(_ROWS_AT_ONCE)]
+        parts = [argmax_distribution(part, vocab_size) for part in gammas.split(_ROWS_AT_ONCE)]
         return cls(vocab_size, gammas, Argmax(*(torch.cat(values) for values in zip(*parts, strict=True))))
 
-    def law(self, gamma: Tensor) -> Argmax:
-        """The law at gamma (B,) inside the table: the cubic with the values and slopes of two points."""
+    def distribution(self, gamma: Tensor) -> Argmax:
+        """The distribution at gamma (B,) inside the table: the cubic with the values and slopes of two
+        points.
+        """
         gammas, nodes = self.gammas.to(gamma.device), Argmax(*(x.to(gamma.device) for x in self.nodes))
         width = (gammas[-1] - gammas[0]) / (len(gammas) - 1)
         place = (gamma.to(torch.float64) - gammas[0]) / width

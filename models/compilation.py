@@ -51,7 +51,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-def of_any_batch(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def mark_dynamic_batch(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The same tensors, marked: their first size varies, so one program shall do for all of them (but for a
     size of 1, which is a case of its own)."""
     for tensor in tensors:

@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from errors import UserError
 from models.attention import KeyValues, Rotary, attention, rotate_qkv
 from models.attention_backends import BACKENDS
-from models.compilation import compiled, of_any_batch
+from models.compilation import compiled, mark_dynamic_batch
 from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
 from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
-from models.sharding import open_root
+from models.sharding import unshard_root
 
 __all__ = ["BackboneConfig", "DiT", "MaskNoiseConfig"]
 
@@ -120,13 +120,13 @@ class DiT(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The map from features to logits, D -> V."""
-        open_root(self)
+        unshard_root(self)
         return self.output_layer.linear
 
     @property
     def embedding(self) -> Tensor:
         """The embeddings of all ids, (V, D)."""
-        open_root(self)
+        unshard_root(self)
         return self.vocab_embed.embedding
 
     def compile_blocks(self, on: bool = True) -> None:
@@ -143,7 +143,7 @@ class DiT(nn.Module):
         self,
         x: Tensor,
         sigma: Tensor | None,
-        cond: Tensor | None = None,
+        mask_seeds: Tensor | None = None,
         cache: list[KeyValues] | None = None,
         embedded: Tensor | None = None,
     ) -> Tensor:
@@ -153,7 +153,7 @@ class DiT(nn.Module):
             x: (B, L) int64 ids.
             sigma: (B,) total noise of each sequence, or (1,) for all of them; None is zero. Without time
                 conditioning give None: the modulation then costs nothing. Ignored by a causal model.
-            cond: random state of the masks, see ``VocabEmbedding``.
+            mask_seeds: random state of the masks, see ``VocabEmbedding``.
             cache: of ``new_cache``, for a causal model without gradients: ``x`` continues the positions in it
                 and is added to them. The cost is that of x alone, but for the attention to what is there.
             embedded: (B, L, D) float32 in the place of the embeddings of ``x``.
@@ -162,20 +162,20 @@ class DiT(nn.Module):
             (B, L, D) float32, after the final norm and modulation.
         """
         # A tensor with gradients would let shards send theirs before those of its own making are there.
-        return self.sharded_body(x, sigma, cond, cache, None if embedded is None else lambda: embedded)
+        return self.sharded_body(x, sigma, mask_seeds, cache, None if embedded is None else lambda: embedded)
 
     def sharded_body(
         self,
         x: Tensor,
         sigma: Tensor | None,
-        cond: Tensor | None,
+        mask_seeds: Tensor | None,
         cache: list[KeyValues] | None,
         embedded: Callable[[], Tensor] | None,
     ) -> Tensor:
         """What ``body`` does; models/sharding.py makes weights whole around it."""
         # Precision is explicit in here, whatever autocast says outside.
         with torch.autocast(x.device.type, enabled=False):
-            hidden = self.vocab_embed(x, cond) if embedded is None else embedded()
+            hidden = self.vocab_embed(x, mask_seeds) if embedded is None else embedded()
             condition = None if self.sigma_map is None else F.silu(self.sigma_map(_shared(sigma, x.device)))
             start = cache[0].length if cache else 0
             rotary = self.rotary_emb(start + x.shape[1], self.precision.dtype, start)
@@ -189,9 +189,9 @@ class DiT(nn.Module):
         draws = self.training and self.config.dropout > 0
         return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=draws)
 
-    def forward(self, x: Tensor, sigma: Tensor | None, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | None, mask_seeds: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) float32; arguments as in ``body``."""
-        features = self.body(x, sigma, cond)
+        features = self.body(x, sigma, mask_seeds)
         with torch.autocast(x.device.type, enabled=False):
             return self.head(features)
 
@@ -249,7 +249,7 @@ class Block(nn.Module):
         # A cache grows with every call: compiled, each of its lengths would be a new program.
         if not self.compiled or seen is not None:
             return self._run(x, condition, rotary, dtype, seen)
-        return compiled(Block._run)(self, *of_any_batch(x, condition), rotary, dtype, None)
+        return compiled(Block._run)(self, *mark_dynamic_batch(x, condition), rotary, dtype, None)
 
     def _run(
         self,

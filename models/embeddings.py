@@ -84,12 +84,13 @@ class VocabEmbedding(nn.Module):
         nn.init.zeros_(last.weight)
         self.imdm_mlp = nn.Sequential(first, nn.GELU(), last)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask_seeds: Tensor | None = None) -> Tensor:
         """Embed ids.
 
         Args:
             x: (B, L) int64.
-            cond: the masks' random state; ignored by a model without mask noise. Either (B, L) int64, a seed
+            mask_seeds: the masks' random state; ignored by a model without mask noise. Either (B, L) int64,
+            a seed
                 for each position (``seeded_noise``), or floating: (B, L, noise_dim) noise as it enters g (the
                 N(0, 1) of learnable noise), or (B, L, 1 or more) with the mask's number in channel 0 if the
                 alphabet is finite.
@@ -98,32 +99,32 @@ class VocabEmbedding(nn.Module):
             (B, L, D).
 
         Raises:
-            ValueError: if the model has mask noise and ``cond`` is None or of another shape.
+            ValueError: if the model has mask noise and ``mask_seeds`` is None or of another shape.
         """
         embedded = F.embedding(x, self.embedding)
         if self.mask_noise is None:
             return embedded
-        if cond is None or cond.shape[:2] != x.shape:
-            shape = None if cond is None else tuple(cond.shape)
+        if mask_seeds is None or mask_seeds.shape[:2] != x.shape:
+            shape = None if mask_seeds is None else tuple(mask_seeds.shape)
             hint = f"give {tuple(x.shape)} seeds"
-            raise UserError("cond", str(shape), "no mask noise for these ids", hint)
+            raise UserError("mask_seeds", str(shape), "no mask noise for these ids", hint)
         rows = (x == self.mask_id).flatten().nonzero().squeeze(1)
-        noise = self._noise_embedding(cond.flatten(0, 1)[rows], rows % x.shape[1])
+        noise = self._noise_embedding(mask_seeds.flatten(0, 1)[rows], rows % x.shape[1])
         return embedded.flatten(0, 1).index_add(0, rows, noise).view(embedded.shape)
 
-    def _noise_embedding(self, cond: Tensor, positions: Tensor) -> Tensor:
+    def _noise_embedding(self, mask_seeds: Tensor, positions: Tensor) -> Tensor:
         """g at N masked positions, (N, D); with N = 0 its parameters still get (zero) gradients."""
         config = self.mask_noise
-        explicit = cond.is_floating_point()
+        explicit = mask_seeds.is_floating_point()
         if config.num_mask > 0:
             if explicit:
-                return self.imdm_mlp(cond[:, 0].long())
-            return self.imdm_mlp(finite_mask_ids(cond, positions, config.noise_dim, config.num_mask))
+                return self.imdm_mlp(mask_seeds[:, 0].long())
+            return self.imdm_mlp(finite_mask_ids(mask_seeds, positions, config.noise_dim, config.num_mask))
         if explicit:
-            noise = cond.to(self.embedding.dtype)
+            noise = mask_seeds.to(self.embedding.dtype)
         else:
             kind = "rand" if config.noise_type == "rand" else "randn"
-            noise = seeded_noise(cond, positions, config.noise_dim, kind)
+            noise = seeded_noise(mask_seeds, positions, config.noise_dim, kind)
             if config.noise_scale != 1:
                 noise.mul_(config.noise_scale)
         if config.noise_type == "learnable":

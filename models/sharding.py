@@ -35,7 +35,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     register_fsdp_forward_method(network, "sharded_body")
 
 
-def open_root(network: nn.Module) -> None:
+def unshard_root(network: nn.Module) -> None:
     """Make what belongs to no block whole, until the backward pass that comes is over."""
     if isinstance(network, FSDPModule):
         network.unshard()

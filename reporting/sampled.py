@@ -23,7 +23,7 @@ from reporting.entropy_curves import Curves, make_curves
 from reporting.find import Findings, Frontier, Measured
 from reporting.read import Run
 
-NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal law
+NORMAL_95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
 
 
 # Samples -------------------------------------------------------------------------------------------

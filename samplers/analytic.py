@@ -85,7 +85,7 @@ class Analytic(Ancestral):
 
 
 class TokensByScore:
-    """The law of tokens, s / S, as a prediction of x0 at masked positions."""
+    """The distribution of tokens, s / S, as a prediction of x0 at masked positions."""
 
     def __init__(self, prediction: ScorePrediction, mask_id: int) -> None:
         self._prediction = prediction

@@ -21,7 +21,9 @@ class Decoder(Protocol):
     """Reads rows of ids from the left, each id once."""
 
     def read(self, ids: Tensor) -> Prediction:
-        """Read the next n ids (B, n) of every row; the law of what follows, a prediction of shape (B, 1)."""
+        """Read the next n ids (B, n) of every row; the distribution of what follows, a prediction of shape
+        (B, 1).
+        """
         ...
 
 
@@ -42,7 +44,7 @@ class CausalDenoiser(Protocol):
     on_grid=False,
 )
 class Autoregressive(Sampler):
-    """One token a network call, drawn from its law given all tokens to the left of it.
+    """One token a network call, drawn from its distribution given all tokens to the left of it.
 
     Positions that are not masked at the start stay as they are and are conditioned on from the left; what is
     given in all rows at once is read without a call of its own. There is no time: ``num_steps``,
@@ -63,16 +65,16 @@ class Autoregressive(Sampler):
         self,
         xt: Tensor,
         t: Tensor | float,
-        cond: Tensor | None,
+        mask_seeds: Tensor | None,
         draws: Draws,
         *,
         fixed: Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """As ``Sampler.sample``; ``t`` and ``cond`` say nothing here."""
+        """As ``Sampler.sample``; ``t`` and ``mask_seeds`` say nothing here."""
         self._decoder, self._num_read = self.denoiser.decoder(xt.shape[1]), 0
         try:
-            return super().sample(xt, t, cond, draws, fixed=fixed, on_step=on_step)
+            return super().sample(xt, t, mask_seeds, draws, fixed=fixed, on_step=on_step)
         finally:
             self._decoder = None  # it holds the memory of the whole batch
 

@@ -130,29 +130,33 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``cond`` or None, the
-    ``memory`` of samplers that have one, and ``fixed`` (B, L) bool or None, see ``Sampler.sample``."""
+    """Where a batch stands: ids ``x`` (B, L), times ``t`` (B,) float64, mask noise ``mask_seeds`` or None,
+    the ``memory`` of samplers that have one, and ``fixed`` (B, L) bool or None, see ``Sampler.sample``."""
 
     x: Tensor
     t: Tensor
-    cond: Tensor | None
+    mask_seeds: Tensor | None
     memory: Memory | None = None
     fixed: Tensor | None = None
 
     def select(self, rows: Tensor) -> State:
         """The sub-batch ``rows`` (n,) int64."""
-        cond = None if self.cond is None else self.cond[rows]
+        mask_seeds = None if self.mask_seeds is None else self.mask_seeds[rows]
         memory = None if self.memory is None else self.memory.select(rows)
         fixed = None if self.fixed is None else self.fixed[rows]
-        return State(self.x[rows], self.t[rows], cond, memory, fixed)
+        return State(self.x[rows], self.t[rows], mask_seeds, memory, fixed)
 
     def merge(self, rows: Tensor, part: State) -> State:
         """This batch with ``rows`` (n,) int64 replaced by those of ``part``."""
-        cond = None if self.cond is None or part.cond is None else self.cond.index_copy(0, rows, part.cond)
+        mask_seeds = (
+            None
+            if self.mask_seeds is None or part.mask_seeds is None
+            else self.mask_seeds.index_copy(0, rows, part.mask_seeds)
+        )
         known = self.memory is not None and part.memory is not None
         memory = self.memory.merge(rows, part.memory) if known else None
         x, t = self.x.index_copy(0, rows, part.x), self.t.index_copy(0, rows, part.t)
-        return State(x, t, cond, memory, self.fixed)
+        return State(x, t, mask_seeds, memory, self.fixed)
 
 
 OnStep = Callable[[int, State, State], None]  # number of a step, the states before and after it
@@ -161,22 +165,22 @@ OnStep = Callable[[int, State, State], None]  # number of a step, the states bef
 @dataclass(frozen=True)
 class Samples:
     """What sampling returns: tokens (B, L), nfe (B,) int64 network calls of each sequence,
-    forward_passes calls of the network on any batch, cond the mask noise at the end."""
+    forward_passes calls of the network on any batch, mask_seeds the mask noise at the end."""
 
     tokens: Tensor
     nfe: Tensor
     forward_passes: int
-    cond: Tensor | None
+    mask_seeds: Tensor | None
 
     @classmethod
     def concatenate(cls, parts: Sequence[Samples]) -> Samples:
-        """The samples of several batches as one; forward passes add up. All or none carry ``cond``."""
-        conds = [part.cond for part in parts if part.cond is not None]
+        """The samples of several batches as one; forward passes add up. All or none carry ``mask_seeds``."""
+        conds = [part.mask_seeds for part in parts if part.mask_seeds is not None]
         return cls(
             tokens=torch.cat([part.tokens for part in parts]),
             nfe=torch.cat([part.nfe for part in parts]),
             forward_passes=sum(part.forward_passes for part in parts),
-            cond=torch.cat(conds) if conds else None,
+            mask_seeds=torch.cat(conds) if conds else None,
         )
 
 
@@ -238,7 +242,7 @@ class Sampler(ABC):
         self,
         xt: Tensor,
         t: Tensor | float,
-        cond: Tensor | None,
+        mask_seeds: Tensor | None,
         draws: Draws,
         *,
         fixed: Tensor | None = None,
@@ -249,7 +253,8 @@ class Sampler(ABC):
         Args:
             xt: (B, L) ids; positions that are not masked stay as they are.
             t: start times in (0, 1], one for all or (B,); 1 is pure noise.
-            cond: mask noise of ``xt`` (``denoiser.draw_cond`` or stored seeds), None for models without.
+            mask_seeds: mask noise of ``xt`` (``denoiser.draw_seeds`` or stored seeds), None for models
+            without.
             draws: source of all randomness.
             fixed: (B, L) bool, positions that keep their ids, for a process that may change any token; None:
                 none. Masked processes keep what is not masked without it.
@@ -262,7 +267,7 @@ class Sampler(ABC):
         if not ((times > 0) & (times <= 1)).all():
             shown = f"{times.min():g}..{times.max():g}"
             raise UserError("t", shown, "not in (0, 1]", "start above 0 (data), at most at 1 (noise)")
-        state = self.begin(State(xt.clone(), times, cond, fixed=fixed))
+        state = self.begin(State(xt.clone(), times, mask_seeds, fixed=fixed))
         nfe = torch.zeros(len(xt), dtype=torch.int64, device=xt.device)
         forward_passes, step = nfe.new_zeros(()), 0  # counted where they are: asking makes a GPU wait
         while (rows := self.pending(step, state).nonzero().squeeze(-1)).numel():
@@ -273,12 +278,12 @@ class Sampler(ABC):
             if on_step is not None:
                 on_step(step, state, after)
             state, step = after, step + 1
-        return Samples(state.x, nfe, int(forward_passes), state.cond)
+        return Samples(state.x, nfe, int(forward_passes), state.mask_seeds)
 
     def predict(self, state: State) -> Prediction:
         """Call the network once at the state's own times."""
         sigma = self.schedule.sigma(state.t).to(torch.float32)
-        return self.denoiser.denoise(state.x, sigma, state.cond)
+        return self.denoiser.denoise(state.x, sigma, state.mask_seeds)
 
     def unmask(
         self,
@@ -293,45 +298,50 @@ class Sampler(ABC):
     ) -> State:
         """Write tokens at the positions ``where`` (B, L) bool, drawn from ``prediction`` of the same rows."""
 
-        def law(rows: Tensor, columns: Tensor) -> Tensor:
+        def distribution(rows: Tensor, columns: Tensor) -> Tensor:
             return prediction.at(rows * where.shape[1] + columns)
 
-        return self.write(step, state, where, law, prediction.vocab_size, draws, greedy=greedy, noted=noted)
+        return self.write(
+            step, state, where, distribution, prediction.vocab_size, draws, greedy=greedy, noted=noted
+        )
 
     def write(
         self,
         step: int,
         state: State,
         where: Tensor,
-        law: TokenLaw,
+        distribution: TokenLaw,
         vocab_size: int,
         draws: Draws,
         *,
         greedy: Tensor | bool = False,
         noted: Tensor | None = None,
     ) -> State:
-        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``law``.
+        """Write tokens at the positions ``where`` (B, L) bool, drawn from ``distribution``.
 
-        The law is asked about these positions alone and in chunks: nothing of size (B, L, V) exists. Where
+        The distribution is asked about these positions alone and in chunks: nothing of size (B, L, V)
+        exists. Where
         ``greedy`` holds, for all rows or row by row (B,), the likeliest token is taken instead of a draw.
         ``noted`` (B, L) float64 takes the log-probabilities, temperature and nucleus included, of what was
         written.
         """
         x = state.x.clone()
         for rows, columns in chunks(where, vocab_size):
-            log_x_theta = law(rows, columns)
+            log_x_theta = distribution(rows, columns)
             if greedy is True:
                 tokens = log_x_theta.argmax(-1)
             else:
-                tokens = draws.tokens(step, self.token_law(log_x_theta), rows, columns)
+                tokens = draws.tokens(step, self.token_distribution(log_x_theta), rows, columns)
                 if isinstance(greedy, Tensor):
                     tokens = torch.where(greedy[rows], log_x_theta.argmax(-1), tokens)
             x[rows, columns] = tokens
             if noted is not None:
-                noted[rows, columns] = self.token_law(log_x_theta).gather(1, tokens[:, None]).squeeze(1)
+                noted[rows, columns] = (
+                    self.token_distribution(log_x_theta).gather(1, tokens[:, None]).squeeze(1)
+                )
         return replace(state, x=x)
 
-    def token_law(self, log_x_theta: Tensor) -> Tensor:
+    def token_distribution(self, log_x_theta: Tensor) -> Tensor:
         """Log-probabilities (N, V), float64, that tokens are drawn from: temperature, then nucleus."""
         log_probs = log_x_theta.double()
         if self.settings.temperature != 1:
@@ -342,6 +352,8 @@ class Sampler(ABC):
 
     def refresh(self, step: int, state: State, where: Tensor, draws: Draws) -> State:
         """Draw new noise for the masks ``where`` (B, L) bool; nothing for models without mask noise."""
-        if state.cond is None or not self.settings.reset:
+        if state.mask_seeds is None or not self.settings.reset:
             return state
-        return replace(state, cond=self.denoiser.refresh_cond(state.cond, where, draws.cond_keys(step)))
+        return replace(
+            state, mask_seeds=self.denoiser.refresh_seeds(state.mask_seeds, where, draws.cond_keys(step))
+        )

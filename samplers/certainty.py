@@ -110,7 +110,7 @@ class Certainty(Planned):
             entropy[rows, columns] = _entropy(log_probs)
             if self.own.drawn:
                 # Draws belong to step, row and position: what is chosen is written with this very token.
-                tokens = draws.tokens(step, self.token_law(log_probs), rows, columns)
+                tokens = draws.tokens(step, self.token_distribution(log_probs), rows, columns)
                 score[rows, columns] = log_probs.gather(1, tokens[:, None]).squeeze(1).exp()
             else:
                 score[rows, columns] = self.score(log_probs)

@@ -83,7 +83,7 @@ class P2(Planned):
         for rows, columns in chunks(is_masked, prediction.vocab_size):
             log_probs = prediction.at(rows * length + columns).double()
             # Draws belong to step, row and position: ``unmask`` writes this very token.
-            tokens = draws.tokens(step, self.token_law(log_probs), rows, columns)
+            tokens = draws.tokens(step, self.token_distribution(log_probs), rows, columns)
             score[rows, columns] = log_probs.gather(1, tokens[:, None]).squeeze(1)
         for rows, columns in chunks(~is_masked & ~state.fixed, prediction.vocab_size):
             log_probs = seen.at(rows * length + columns).double()

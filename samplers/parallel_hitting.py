@@ -162,7 +162,7 @@ class ExtrapolatedHitting(ParallelHitting):
         ahead = ahead.nan_to_num(0.0).clamp(0, 1) * (past.row >= 0).unsqueeze(-1)
         length = hits.where.shape[1]
 
-        def law(rows: Tensor, columns: Tensor) -> Tensor:
+        def distribution(rows: Tensor, columns: Tensor) -> Tensor:
             log_probs = prediction.at(rows * length + columns).double()
             weight = ahead[rows, columns]
             some = (weight > 0).nonzero().squeeze(-1)
@@ -174,5 +174,5 @@ class ExtrapolatedHitting(ParallelHitting):
             return log_probs.index_copy(0, some, ahead_of_now)
 
         memory = Past.of(state, prediction)
-        state = self.write(step, state, hits.where, law, prediction.vocab_size, draws, greedy=greedy)
+        state = self.write(step, state, hits.where, distribution, prediction.vocab_size, draws, greedy=greedy)
         return replace(state, memory=memory)

@@ -62,10 +62,14 @@ class Strides:
             parts.append(last)
         fresh = [slice(None), *[slice(-self.stride_length, None)] * self.num_strides]
         tokens = [part.tokens[:, new] for part, new in zip(parts, fresh, strict=True)]
-        conds = [part.cond[:, new] for part, new in zip(parts, fresh, strict=True) if part.cond is not None]
+        conds = [
+            part.mask_seeds[:, new]
+            for part, new in zip(parts, fresh, strict=True)
+            if part.mask_seeds is not None
+        ]
         return Samples(
             tokens=torch.cat(tokens, 1),
             nfe=torch.stack([part.nfe for part in parts]).sum(0),
             forward_passes=sum(part.forward_passes for part in parts),
-            cond=torch.cat(conds, 1) if conds else None,
+            mask_seeds=torch.cat(conds, 1) if conds else None,
         )

@@ -82,7 +82,7 @@ class Spread(Planned):
     """``num_steps`` network calls, each of which unmasks its part of a fixed order (``spread_calls``).
 
     A row with fewer masks than ``num_steps`` takes one call a mask; with as many calls as masks any fixed
-    order has the law of the model itself. Positions given at the start are left out of the order.
+    order has the distribution of the model itself. Positions given at the start are left out of the order.
     """
 
     def begin(self, state: State) -> State:

@@ -20,7 +20,7 @@ from samplers.draws import Draws
 def teacher_targets(
     sampler: Ancestral,
     xt: Tensor,
-    cond: Tensor | None,
+    mask_seeds: Tensor | None,
     times: Tensor,
     dt: float,
     draws: Draws,
@@ -36,17 +36,17 @@ def teacher_targets(
 
     Args:
         sampler: of the teacher; its settings say whether masks receive new noise between two steps.
-        xt, cond: ids (B, L) at the first time, and the noise of their masks or None.
+        xt, mask_seeds: ids (B, L) at the first time, and the noise of their masks or None.
         times: (K, B) float64, see ``diffusion.distillation.teacher_times``. A step from t goes to t - dt, at
             most to 0, where everything unmasks.
         draws: source of all randomness.
         sees_time: the teacher is conditioned on time: all rows are asked about at every step.
 
     Returns:
-        The targets as a prediction at ``xt``; and, like ``cond``, the noise that the teacher saw last: with
-        the resets of all its steps but the last, after which it is not asked again.
+        The targets as a prediction at ``xt``; and, like ``mask_seeds``, the noise that the teacher saw
+        last: with the resets of all its steps but the last, after which it is not asked again.
     """
-    state = State(xt, times[0], cond)
+    state = State(xt, times[0], mask_seeds)
     answer = sampler.predict(state)
     latest = target = answer.features
     for step, (t, next_t) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -55,12 +55,12 @@ def teacher_targets(
         answer = answer.with_features(latest, state.x)
         following = sampler.reverse_step(step, state, decision, answer, draws)
         changed = (following.x != state.x).any(-1)
-        if state.cond is not None:
-            changed |= (following.cond != state.cond).any(-1)
+        if state.mask_seeds is not None:
+            changed |= (following.mask_seeds != state.mask_seeds).any(-1)
         state = replace(following, t=next_t)
         rows = (changed | sees_time).nonzero().squeeze(-1)
         if rows.numel():
             asked = sampler.predict(state.select(rows))
             latest = latest.index_copy(0, rows, asked.features)
         target = torch.where((state.x == sampler.mask_id).unsqueeze(-1), latest, target)
-    return answer.with_features(target, xt), state.cond
+    return answer.with_features(target, xt), state.mask_seeds

@@ -85,8 +85,8 @@ class Recorder:
         was, now = before.x[: self._num_rows], after.x[: self._num_rows]
         written = was != now
         reset = written & False
-        if before.cond is not None and after.cond is not None:
-            renewed = before.cond[: self._num_rows] != after.cond[: self._num_rows]
+        if before.mask_seeds is not None and after.mask_seeds is not None:
+            renewed = before.mask_seeds[: self._num_rows] != after.mask_seeds[: self._num_rows]
             reset = renewed & (now == self._mask_id) & ~written
         rows = (written | reset).any(-1).nonzero().squeeze(-1).tolist()
         for row in rows:

@@ -74,19 +74,19 @@ class UniformAncestral(Ancestral):
 
         Args:
             alphas: (2, B), alpha_t and alpha_s.
-            uniforms: (B, L), which of the three laws it is, and any id of the second.
+            uniforms: (B, L), which of the three distributions it is, and any id of the second.
         """
         x, length, size = state.x.clone(), where.shape[1], prediction.vocab_size
         for rows, columns in chunks(where, size):
-            law = self.token_law(prediction.at(rows * length + columns))
+            distribution = self.token_distribution(prediction.at(rows * length + columns))
             old, u = x[rows, columns], uniforms[rows, columns]
-            p_xt = law.gather(1, old.unsqueeze(1)).squeeze(1).exp()
+            p_xt = distribution.gather(1, old.unsqueeze(1)).squeeze(1).exp()
             keep, noise, _ = self.mixture(step, alphas[:, rows], p_xt, size)
             # What is left of the uniform is one again; where there is no noise no u gets here.
             random = Uniform(size).prior(((u - keep) / noise).clamp(0, 1))
             tokens = torch.where(u < keep, old, random)
             drawn = (u >= keep + noise).nonzero().squeeze(1)
-            tokens[drawn] = draws.tokens(step, law[drawn], rows[drawn], columns[drawn])
+            tokens[drawn] = draws.tokens(step, distribution[drawn], rows[drawn], columns[drawn])
             x[rows, columns] = tokens
         return replace(state, x=x)
 

@@ -15,9 +15,9 @@ from dataloader import batch_sizes, data_settings
 from errors import UserError
 from models.precision import Precision
 from tasks.plan_costs import (
-    Holdings,
-    Network,
-    Work,
+    NetworkSpec,
+    ParameterCounts,
+    StepWorkload,
     flops_per_token,
     memory,
     parameters,
@@ -121,13 +121,13 @@ def tokenizer_of(cfg: DictConfig) -> Any:
     return KnownTokenizer(name, *KNOWN[short])
 
 
-def network_of(cfg: DictConfig, module: TrainerBase) -> Network:
+def network_of(cfg: DictConfig, module: TrainerBase) -> NetworkSpec:
     """How the network computes: on CUDA unless ``trainer.accelerator=cpu``."""
     device = "cpu" if cfg.trainer.accelerator == "cpu" else "cuda"
     name = cfg.trainer.precision
     if name == "auto" and device == "cuda":
         name = "bf16"
-    return Network(
+    return NetworkSpec(
         module.backbone.config,
         item=Precision.resolve(name, device).dtype.itemsize,
         device=device,
@@ -136,7 +136,7 @@ def network_of(cfg: DictConfig, module: TrainerBase) -> Network:
     )
 
 
-def work_of(cfg: DictConfig, module: TrainerBase, rows: int, *, spread: bool) -> Work:
+def work_of(cfg: DictConfig, module: TrainerBase, rows: int, *, spread: bool) -> StepWorkload:
     """What the loss asks of a micro-batch of ``rows`` sequences.
 
     Args:
@@ -145,7 +145,7 @@ def work_of(cfg: DictConfig, module: TrainerBase, rows: int, *, spread: bool) ->
     profile = module.objective.settings.profile()
     share = 1.0 if not spread or profile.everywhere else masked_share(cfg, module)
     noisy = module.backbone.config.mask_noise is not None
-    return Work(
+    return StepWorkload(
         rows=rows,
         head_share=share,
         noise_share=masked_share(cfg, module) if noisy and spread else float(noisy),
@@ -163,12 +163,12 @@ def masked_share(cfg: DictConfig, module: TrainerBase) -> float:
     return float(module.objective.schedule.masked(times).mean())
 
 
-def holdings(cfg: DictConfig, module: TrainerBase) -> Holdings:
+def holdings(cfg: DictConfig, module: TrainerBase) -> ParameterCounts:
     """Parameters that are held, as the algorithm counts them."""
     network = module.backbone
     total = sum(p.numel() for p in network.parameters())
     in_blocks = sum(p.numel() for p in network.blocks.parameters())
-    return Holdings(
+    return ParameterCounts(
         total=total,
         trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
         root=total - in_blocks,
@@ -215,7 +215,7 @@ def planned(cfg: DictConfig, module: TrainerBase, *, devices: int, rows: int, pa
 
 
 def ways(
-    cfg: DictConfig, module: TrainerBase, net: Network, held: Holdings, devices: int
+    cfg: DictConfig, module: TrainerBase, net: NetworkSpec, held: ParameterCounts, devices: int
 ) -> list[dict[str, Any]]:
     """Each strategy with and without checkpointing: its peak, and the largest micro-batch that fits."""
     share = cfg.loader.global_batch_size // devices
@@ -242,7 +242,7 @@ def ways(
     return found
 
 
-def hours(cfg: DictConfig, net: Network, operations: dict[str, float], devices: int) -> dict[str, float]:
+def hours(cfg: DictConfig, net: NetworkSpec, operations: dict[str, float], devices: int) -> dict[str, float]:
     """Throughput and duration, from ``plan.tflops`` and ``plan.mfu``; the latter counts all operations, those
     that checkpointing repeats included."""
     peak = cfg.plan.tflops or H100[net.item]

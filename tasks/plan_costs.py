@@ -18,7 +18,7 @@ NOISE_CHUNK = {"cpu": 2**17 * 8, "cuda": 2**24 * 8}  # of hashed counters, see m
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """A network and how it computes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWorkload:
     """What a loss asks of its network for a micro-batch.
 
     Attributes:
@@ -78,7 +78,7 @@ def parameters(config: BackboneConfig, named: dict[str, int]) -> dict[str, int]:
     return {part: size for part, size in parts.items() if size}
 
 
-def block_bytes(net: Network, rows: int) -> int:
+def block_bytes(net: NetworkSpec, rows: int) -> int:
     """What autograd keeps of one block between its forward and its backward pass, copies of weights apart."""
     config, item = net.config, net.item
     tokens = rows * config.length * config.hidden_size
@@ -93,7 +93,7 @@ def block_bytes(net: Network, rows: int) -> int:
     return 2 * (norm + branch) + mlp + _attention_bytes(net, rows) + item * tokens
 
 
-def _attention_bytes(net: Network, rows: int) -> int:
+def _attention_bytes(net: NetworkSpec, rows: int) -> int:
     config, item = net.config, net.item
     tokens = rows * config.length * config.hidden_size
     scores = rows * config.n_heads * config.length**2
@@ -108,7 +108,7 @@ def _attention_bytes(net: Network, rows: int) -> int:
     return 5 * item * tokens + FLOAT * rows * config.n_heads * config.length + norms
 
 
-def takes_plain_way(net: Network, rows: int) -> bool:
+def takes_plain_way(net: NetworkSpec, rows: int) -> bool:
     """Whether attention writes its scores down (models/attention.py)."""
     config = net.config
     if config.attention == "plain" or not net.fused:
@@ -119,7 +119,7 @@ def takes_plain_way(net: Network, rows: int) -> bool:
     return False
 
 
-def weight_copies(net: Network) -> int:
+def weight_copies(net: NetworkSpec) -> int:
     """Bytes of a block's weights in other forms that wait for its backward pass."""
     square = net.config.hidden_size**2
     if net.item < FLOAT:
@@ -128,7 +128,7 @@ def weight_copies(net: Network) -> int:
     return FLOAT * gated * square
 
 
-def kept_bytes(net: Network, work: Work) -> dict[str, int]:
+def kept_bytes(net: NetworkSpec, work: StepWorkload) -> dict[str, int]:
     """What waits for the backward pass of a micro-batch, by part."""
     config = net.config
     tokens = work.rows * config.length * config.hidden_size
@@ -147,7 +147,7 @@ def kept_bytes(net: Network, work: Work) -> dict[str, int]:
     }
 
 
-def noise_bytes(net: Network, work: Work) -> int:
+def noise_bytes(net: NetworkSpec, work: StepWorkload) -> int:
     """What autograd keeps of the noise MLP at masked positions: noise, before and after GELU, its output."""
     noise, width = net.config.mask_noise, net.config.hidden_size
     if noise is None or noise.num_mask > 0:
@@ -156,7 +156,7 @@ def noise_bytes(net: Network, work: Work) -> int:
     return FLOAT * positions * (noise.noise_dim + 2 * MLP_RATIO * width)
 
 
-def temporaries(net: Network, work: Work) -> dict[str, int]:
+def temporaries(net: NetworkSpec, work: StepWorkload) -> dict[str, int]:
     """The largest tensors that come and go, in bytes."""
     config = net.config
     positions = round(work.head_share * work.rows * config.length)
@@ -169,7 +169,7 @@ def temporaries(net: Network, work: Work) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class ParameterCounts:
     """Parameters of a training, in numbers of numbers; ``root`` are those outside of the blocks."""
 
     total: int
@@ -181,7 +181,7 @@ class Holdings:
 
 
 def memory(
-    net: Network, work: Work, held: Holdings, *, devices: int, sharded: bool, passes: int
+    net: NetworkSpec, work: StepWorkload, held: ParameterCounts, *, devices: int, sharded: bool, passes: int
 ) -> dict[str, int]:
     """Bytes of one device at the peak of an optimizer step (not the first), by part.
 
@@ -217,7 +217,7 @@ def memory(
     return parts | {"activations": max(early, chunk)}
 
 
-def _last_block(net: Network, work: Work) -> int:
+def _last_block(net: NetworkSpec, work: StepWorkload) -> int:
     """The first block when the backward pass reaches it: what was kept, and about as much of gradients."""
     grads = (MLP_RATIO * net.item + 2 * FLOAT) * work.rows * net.config.length * net.config.hidden_size
     return block_bytes(net, work.rows) + weight_copies(net) + grads
@@ -226,7 +226,7 @@ def _last_block(net: Network, work: Work) -> int:
 # Operations --------------------------------------------------------------------------------------
 
 
-def flops_per_token(net: Network, work: Work) -> dict[str, float]:
+def flops_per_token(net: NetworkSpec, work: StepWorkload) -> dict[str, float]:
     """Floating-point operations of a training step per token; a multiply-add is two.
 
     ``work`` has mean shares here. A backward pass costs two forward ones; what checkpointing computes again
@@ -249,6 +249,6 @@ def flops_per_token(net: Network, work: Work) -> dict[str, float]:
     }
 
 
-def with_rows(work: Work, rows: int) -> Work:
+def with_rows(work: StepWorkload, rows: int) -> StepWorkload:
     """The same loss on another number of sequences."""
     return replace(work, rows=rows)

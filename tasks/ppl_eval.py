@@ -16,7 +16,7 @@ from utils import get_logger, write_json
 
 log = get_logger("ppl_eval")
 
-_DEVIATIONS = 1.959964  # of a normal law, on both sides of 95 %
+_DEVIATIONS = 1.959964  # of a normal distribution, on both sides of 95 %
 
 
 def ppl_eval(cfg: DictConfig) -> dict[str, Any]:

@@ -108,10 +108,12 @@ class PairMaker:
                 module.generator.prior(len(rows)), fold_in(keys, _START).to(device)
             )
         seeds = random_bits(fold_in(keys, _SEED), 1).squeeze(-1)
-        cond = module.objective.draw_cond(fold_in(keys, _NOISE).to(device), xt.shape[1])
-        if cfg.reflow.get_seed and cond is not None:
-            cond = seeds.to(device).unsqueeze(-1).expand_as(xt)
-        made = module.generator.reverse(xt, t.to(device), cond, keys.to(device), self.num_steps, fixed=fixed)
+        mask_seeds = module.objective.draw_seeds(fold_in(keys, _NOISE).to(device), xt.shape[1])
+        if cfg.reflow.get_seed and mask_seeds is not None:
+            mask_seeds = seeds.to(device).unsqueeze(-1).expand_as(xt)
+        made = module.generator.reverse(
+            xt, t.to(device), mask_seeds, keys.to(device), self.num_steps, fixed=fixed
+        )
         return {
             "xt": xt.int().cpu().numpy(),
             "x0": made.tokens.int().cpu().numpy(),

@@ -149,7 +149,7 @@ def _fit(
     checkpoints.inputs = input_digests(module.tokenizer, *loaders)
     run.compare_inputs(cfg, checkpoints.inputs)
     if run.checkpoint is not None:
-        trainer.strategy.checkpoint_io.hand_over(run.checkpoint, run.take_state())
+        trainer.strategy.checkpoint_io.preload(run.checkpoint, run.take_state())
     try:
         trainer.fit(module, *loaders, ckpt_path=run.checkpoint, weights_only=True)
     except TrainingStopped as stopped:

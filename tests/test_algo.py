@@ -159,9 +159,9 @@ def test_as_mdlm_is_mdlm_and_mask_noise_matters() -> None:
     losses = [m.loss(batch(), step=0, num_rows=BATCH, training=True).loss for m in (mdlm, twin, imdm)]
     assert torch.equal(losses[0], losses[1])
     assert [name for name, _ in twin.named_parameters()] == [name for name, _ in mdlm.named_parameters()]
-    seeds = [imdm.objective.draw_cond(torch.tensor([key]), LENGTH) for key in (1, 2)]
+    seeds = [imdm.objective.draw_seeds(torch.tensor([key]), LENGTH) for key in (1, 2)]
     masked, sigma = torch.full((1, LENGTH), imdm.mask_id), torch.zeros(1)
-    first, second = (imdm.denoiser.denoise(masked, sigma, cond).full() for cond in seeds)
+    first, second = (imdm.denoiser.denoise(masked, sigma, mask_seeds).full() for mask_seeds in seeds)
     assert (first - second)[..., :SYMBOLS].abs().max() > 1e-3
 
 
@@ -217,8 +217,8 @@ def test_no_tensor_over_batch_length_and_vocabulary(algo: str, monkeypatch: pyte
     if algo not in MASKED:
         return
     with LargestTensor() as seen:
-        cond = module.objective.draw_cond(whole["row"], LENGTH)
-        module.denoiser.denoise(whole["input_ids"], torch.zeros(BATCH), cond).full()
+        mask_seeds = module.objective.draw_seeds(whole["row"], LENGTH)
+        module.denoiser.denoise(whole["input_ids"], torch.zeros(BATCH), mask_seeds).full()
     assert seen.largest >= everything
 
 

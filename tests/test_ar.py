@@ -148,7 +148,7 @@ def test_scoring_holds_no_logits_of_all_positions(monkeypatch: pytest.MonkeyPatc
 # The modes ----------------------------------------------------------------------------------------
 
 
-def test_learns_the_law_of_its_data(tmp_path: Path) -> None:
+def test_learns_the_distribution_of_its_data(tmp_path: Path) -> None:
     """A row repeats one of 8 symbols: ln(8) nats, all of them for the first token, an eighth per token."""
     run(tmp_path, "algo=ar", "trainer.max_steps=200", "trainer.val_check_interval=200",
         f"checkpointing.save_dir={tmp_path}/run")  # fmt: skip

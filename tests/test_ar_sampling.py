@@ -1,4 +1,4 @@
-"""Sampling token by token: the cache against full passes, laws by enumeration, given tokens."""
+"""Sampling token by token: the cache against full passes, distributions by enumeration, given tokens."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_cached_samples_are_the_uncached_ones(
         uncached = lambda *_, module=module: UncachedDecoder(module)  # noqa: E731
         monkeypatch.setattr(module.objective, "decoder", uncached)
         uncached = module.generator.sample(6, 1)
-        # In bfloat16 a draw may fall between the two roundings of its law, and the row goes on differently.
+        # In bfloat16 a draw may fall between the two roundings of its distribution, and the row goes on
+        # differently.
         equal = (cached.tokens == uncached.tokens).all(-1).sum()
         assert equal == 6 if not overrides or "bf16" not in overrides[0] else equal >= 3
         assert cached.nfe.tolist() == [length - bos] * 6 and cached.forward_passes == length - bos
@@ -114,7 +115,7 @@ def test_a_call_computes_one_position(monkeypatch: pytest.MonkeyPatch) -> None:
     assert widths == [4, 1]  # the prefix in one call
 
 
-def words_and_law(module: TrainerBase, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def words_and_distribution(module: TrainerBase, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """All words of 3 symbols and 4 free positions, with probabilities by full passes, (81, 4) and (81,)."""
     free = torch.tensor(list(itertools.product(range(3), repeat=4)))
     start = module.objective.context.bos_id if module.objective.context.bos_id is not None else module.mask_id
@@ -124,8 +125,10 @@ def words_and_law(module: TrainerBase, temperature: float = 1.0) -> tuple[Tensor
     logits[..., module.mask_id] = NEG_INF
     if module.objective.context.bos_id is not None:
         logits[..., module.objective.context.bos_id] = NEG_INF  # these models never write it: see free_of_bos
-    law = (logits / temperature).log_softmax(-1).gather(-1, free[..., None]).squeeze(-1).sum(-1).exp()
-    return free, law
+    distribution = (
+        (logits / temperature).log_softmax(-1).gather(-1, free[..., None]).squeeze(-1).sum(-1).exp()
+    )
+    return free, distribution
 
 
 def free_of_bos(module: TrainerBase) -> TrainerBase:
@@ -138,29 +141,31 @@ def free_of_bos(module: TrainerBase) -> TrainerBase:
 
 
 def frequencies(tokens: Tensor) -> Tensor:
-    """Empirical law of words (N, 4) of 3 symbols over all 81."""
+    """Empirical distribution of words (N, 4) of 3 symbols over all 81."""
     return torch.bincount((tokens * torch.tensor([27, 9, 3, 1])).sum(-1), minlength=81).double() / len(tokens)
 
 
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_samples_have_the_law_of_the_model(bos: bool, temperature: float) -> None:
+def test_samples_have_the_distribution_of_the_model(bos: bool, temperature: float) -> None:
     """By total variation over all words; the bound fails once in 10^4 seeds or less."""
     length, number = 4 + bos, 6000
     module = free_of_bos(build(f"model.length={length}", f"sampling.temperature={temperature}", bos=bos))
-    _, law = words_and_law(module, temperature)
-    assert law.sum() == pytest.approx(1)
+    _, distribution = words_and_distribution(module, temperature)
+    assert distribution.sum() == pytest.approx(1)
     tokens = module.generator.sample(number, 1, batch_size=number).tokens[:, -4:]
-    assert total_variation(frequencies(tokens), law) < tv_noise(law, number)
-    _, other = words_and_law(module, 1.6 - temperature)
-    assert total_variation(law, other) > 2 * tv_noise(law, number)  # the test can tell them apart
+    assert total_variation(frequencies(tokens), distribution) < tv_noise(distribution, number)
+    _, other = words_and_distribution(module, 1.6 - temperature)
+    assert total_variation(distribution, other) > 2 * tv_noise(
+        distribution, number
+    )  # the test can tell them apart
 
 
 def test_given_tokens_stay_and_are_conditioned_on_from_the_left() -> None:
     """Rows with a prefix, with a hole in the middle, and with nothing given, in one batch."""
     number = 5000
     module = free_of_bos(build("model.length=5"))
-    words, law = words_and_law(module)
+    words, distribution = words_and_distribution(module)
     m = module.mask_id
     patterns = torch.tensor([[3, 1, 2, m, m], [3, m, 0, 2, m], [3, m, m, m, m]])
     samples = module.generator.reverse(
@@ -169,18 +174,18 @@ def test_given_tokens_stay_and_are_conditioned_on_from_the_left() -> None:
     tokens = samples.tokens.view(number, 3, 5)
     assert samples.nfe.view(number, 3).tolist() == [[2, 2, 4]] * number
     assert samples.forward_passes == 4
-    after_prefix = law * (words[:, :2] == torch.tensor([1, 2])).all(-1)
+    after_prefix = distribution * (words[:, :2] == torch.tensor([1, 2])).all(-1)
     assert total_variation(frequencies(tokens[:, 0, 1:]), after_prefix / after_prefix.sum()) < tv_noise(
         after_prefix / after_prefix.sum(), number
     )
     # p(first) p(last | all before): what is given on the right does not reach back.
-    first = torch.zeros(3, dtype=law.dtype).index_add(0, words[:, 0], law)
+    first = torch.zeros(3, dtype=distribution.dtype).index_add(0, words[:, 0], distribution)
     given = (words[:, 1:3] == torch.tensor([0, 2])).all(-1)
-    weight = law * given
-    per_first = torch.zeros(3, dtype=law.dtype).index_add(0, words[:, 0], weight)
+    weight = distribution * given
+    per_first = torch.zeros(3, dtype=distribution.dtype).index_add(0, words[:, 0], weight)
     hole = weight / per_first[words[:, 0]] * first[words[:, 0]]
     assert total_variation(frequencies(tokens[:, 1, 1:]), hole) < tv_noise(hole, number)
-    assert total_variation(frequencies(tokens[:, 2, 1:]), law) < tv_noise(law, number)
+    assert total_variation(frequencies(tokens[:, 2, 1:]), distribution) < tv_noise(distribution, number)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

@@ -1,4 +1,4 @@
-"""The laws of the house, checked on every run: who may import whom, and what an import may do."""
+"""The distributions of the house, checked on every run: who may import whom, and what an import may do."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_probabilities_down_to_1e_9_are_reproduced() -> None:
     torch.testing.assert_close(edges.diff(), probs, rtol=0, atol=1e-15)
 
 
-def test_stratified_uniforms_reproduce_a_law() -> None:
+def test_stratified_uniforms_reproduce_a_distribution() -> None:
     probs = torch.tensor([0.001, 0.499, 0.3, 0.2], dtype=torch.float64)
     uniforms = (torch.arange(10000).double() + 0.5) / 10000
     drawn = sample_categorical(probs.log().expand(10000, 4), uniforms)

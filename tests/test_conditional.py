@@ -1,6 +1,7 @@
-"""Text written into what is given: its law by enumeration, what never changes, prompts, prefixes, the modes.
+"""Text written into what is given: its distribution by enumeration, what never changes, prompts, prefixes,
+the modes.
 
-Empirical laws are judged by ``tv_noise`` (see tests/worlds.py). Seeds are fixed: no result flickers.
+Empirical distributions are judged by ``tv_noise`` (see tests/worlds.py). Seeds are fixed: no result flickers.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ class WorldObjective(MDLM):
         super().__init__(None, Context(world.vocab_size, world.mask_id))
         self.exact = ExactDenoiser(world)
 
-    def denoise(self, backbone: Any, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
-        return self.exact.denoise(xt, sigma, cond)
+    def denoise(
+        self, backbone: Any, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None = None
+    ) -> Prediction:
+        return self.exact.denoise(xt, sigma, mask_seeds)
 
 
 def world_model(world: World, *overrides: str) -> Generator:
@@ -54,35 +57,39 @@ def world_model(world: World, *overrides: str) -> Generator:
     return Generator(BoundDenoiser(WorldObjective(world), torch.nn.Linear(1, 1)), config)
 
 
-def given_law(world: World, start: Tensor) -> Tensor:
-    """The data law given what ``start`` shows, over all visible words."""
+def given_distribution(world: World, start: Tensor) -> Tensor:
+    """The data distribution given what ``start`` shows, over all visible words."""
     agrees = ((start == world.mask_id) | (world.sequences == start)).all(-1)
-    law = torch.zeros_like(world.data_law)
-    law[world.encode(world.words, world.num_symbols + 1)] = world.probs * agrees
-    return law / law.sum()
+    distribution = torch.zeros_like(world.data_distribution)
+    distribution[world.encode(world.words, world.num_symbols + 1)] = world.probs * agrees
+    return distribution / distribution.sum()
 
 
-# The law ------------------------------------------------------------------------------------------
+# The distribution ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "words",
     [("sampling.predictor=first_hitting",), ("sampling.predictor=ancestral", "sampling.order=spread")],
 )
-def test_any_positions_given_the_others_follow_their_law(words: tuple[str, ...]) -> None:
+def test_any_positions_given_the_others_follow_their_distribution(words: tuple[str, ...]) -> None:
     world = World(random_probs(2, 4), mask_id=1)
     model = world_model(world, *words)
     values, far = world.symbols[[1, 0, 0, 1]].tolist(), 0
     for shown in itertools.product([False, True], repeat=4):
         start = torch.tensor([v if s else world.mask_id for v, s in zip(values, shown, strict=True)])
         samples = model.sample(NUM_SAMPLES, 4, batch_size=NUM_SAMPLES, given=start.repeat(NUM_SAMPLES, 1))
-        law = given_law(world, start)
-        assert total_variation(world.frequencies(samples.tokens).double(), law) < tv_noise(law, NUM_SAMPLES)
+        distribution = given_distribution(world, start)
+        assert total_variation(world.frequencies(samples.tokens).double(), distribution) < tv_noise(
+            distribution, NUM_SAMPLES
+        )
         assert (samples.nfe == 4 - sum(shown)).all()
         # Fixing the positions of unconditional samples afterwards would miss it.
         apart = world.sequences.where(start == world.mask_id, start)
-        without = torch.zeros_like(law).index_add(0, world.encode(world.visible(apart), 3), world.probs)
-        far += total_variation(without, law) > 2 * tv_noise(law, NUM_SAMPLES)
+        without = torch.zeros_like(distribution).index_add(
+            0, world.encode(world.visible(apart), 3), world.probs
+        )
+        far += total_variation(without, distribution) > 2 * tv_noise(distribution, NUM_SAMPLES)
     assert far >= 4
 
 
@@ -116,8 +123,8 @@ def test_given_positions_never_change(algo: str, predictor: str) -> None:
 def test_one_start_noise_for_all() -> None:
     module = build("algo=imdm", "sampling.fix_eps=True")  # the noise at the end is that at the start
     one, same, other = (module.generator.sample(6, 2, batch_size=4, start_seed=s) for s in (3, 3, 4))
-    assert len(one.cond.unique(dim=0)) == 1 and torch.equal(one.cond, same.cond)
-    assert not torch.equal(one.cond, other.cond) and len(one.tokens.unique(dim=0)) > 1
+    assert len(one.mask_seeds.unique(dim=0)) == 1 and torch.equal(one.mask_seeds, same.mask_seeds)
+    assert not torch.equal(one.mask_seeds, other.mask_seeds) and len(one.tokens.unique(dim=0)) > 1
 
 
 # Prompts ------------------------------------------------------------------------------------------

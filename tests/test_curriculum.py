@@ -1,4 +1,6 @@
-"""Duo's curriculum from the largest entries alone: their joint law, weights, embedding, against all."""
+"""Duo's curriculum from the largest entries alone: their joint distribution, weights, embedding, against
+all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from test_algo import BATCH, batch, build
 from torch import Tensor
 
-from diffusion.duality import Relaxed, argmax_law, relaxed_embedding
+from diffusion.duality import Relaxed, argmax_distribution, relaxed_embedding
 from diffusion.largest import Largest, default_top_k, distinct_ids, largest_normals, top_k_embedding
 from diffusion.randomness import uniform
 
@@ -39,7 +41,7 @@ def largest_of(noise: Tensor, x0: Tensor, k: int) -> Largest:
 
 
 @pytest.mark.parametrize(("size", "k"), [(50, 4), (3, 3), (30_000, 3)])
-def test_largest_normals_have_the_joint_law_of_sorted_ones(size: int, k: int) -> None:
+def test_largest_normals_have_the_joint_distribution_of_sorted_ones(size: int, k: int) -> None:
     """Their first two moments, all products included, within 4.5 standard errors of both samples."""
     num = 20_000 if size < 1000 else 500
     expected = everything(num, size).topk(k, dim=-1).values
@@ -141,13 +143,13 @@ def test_argmax_is_uniform_noise_whatever_k(k: int) -> None:
     for gamma in (-3.0, -1.0):
         data = relaxed(20_000, 8, gamma, 0.05)._replace(x0=torch.full((20_000,), 3))
         ids = top_k_embedding(torch.zeros(8, 2), data, k)[1]
-        p = argmax_law(data.gamma[:1], 8).stays.item()
+        p = argmax_distribution(data.gamma[:1], 8).stays.item()
         expected = torch.full((8,), (1 - p) / 7).double().index_fill(0, torch.tensor([3]), p)
         found = torch.bincount(ids, minlength=8) / 20_000
         assert ((found - expected).abs() < 4.5 * (expected * (1 - expected) / 20_000).sqrt()).all()
 
 
-def test_sparse_and_dense_embeddings_have_one_law() -> None:
+def test_sparse_and_dense_embeddings_have_one_distribution() -> None:
     """Mean and spread of the embedding, of the weight of x0 and of the largest entry, and their products."""
     size, num, tau, gamma = 300, 20_000, 0.05, -2.5
     embedding = torch.zeros(size, 4)

@@ -26,7 +26,7 @@ SCHEDULE = get_schedule("log-linear")
 V, MASK = 6, 2
 
 
-def reverse_law(schedule: Schedule, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
+def reverse_distribution(schedule: Schedule, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
     """q(x_s | x_t = mask, x_0 ~ x) by Bayes' rule over all V states, (V,); ``x`` (V,) may hold the mask."""
     eye, to_mask = torch.eye(V).double(), torch.zeros(V, V).double()
     to_mask[:, MASK] = 1
@@ -73,8 +73,8 @@ def test_bound_and_gradients(name: str, num_times: int, kind: str) -> None:
             loss = loss + official(float(t[b]), num_times, alpha, log_p[b, i], int(x0[b, i]))
         elif xt[b, i] == MASK:
             s = (t[b] - 1 / num_times).clamp(min=0)
-            true = reverse_law(schedule, t[b], s, torch.eye(V).double()[x0[b, i]])
-            model = reverse_law(schedule, t[b], s, log_p[b, i].exp())
+            true = reverse_distribution(schedule, t[b], s, torch.eye(V).double()[x0[b, i]])
+            model = reverse_distribution(schedule, t[b], s, log_p[b, i].exp())
             seen = true > 0
             loss = loss + num_times * (true[seen] * (true[seen].log() - model[seen].log())).sum()
         expected.append(loss)
@@ -110,12 +110,12 @@ def test_float32_keeps_the_digits_that_a_thousand_times_take_away() -> None:
 
 
 class Mean(ExactDenoiser):
-    """The exact denoiser of a world, which gives a part ``mask`` of its law to the mask."""
+    """The exact denoiser of a world, which gives a part ``mask`` of its distribution to the mask."""
 
     mask = 0.0
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> MeanPrediction:
-        features = super().denoise(xt, sigma, cond).full() + math.log(1 - self.mask)
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> MeanPrediction:
+        features = super().denoise(xt, sigma, mask_seeds).full() + math.log(1 - self.mask)
         features[..., self.world.mask_id] = math.log(self.mask) if self.mask else NEG_INF
         head = torch.eye(self.world.vocab_size).double()
         return MeanPrediction(features, head, None, xt, self.world.mask_id, sigma, torch.float64)
@@ -170,16 +170,18 @@ def test_the_analytic_sampler_is_its_reverse_process(mask: float) -> None:
         tokens[name] = sampler.sample(xt, 0.8, None, KeyedDraws(keys)).tokens
     x = torch.zeros(V).double()
     x[world.symbols], x[MASK] = world.probs * (1 - mask), mask
-    laws = {
-        "analytic": reverse_law(SCHEDULE, torch.tensor(0.8), torch.tensor(0.4), x),
-        "ancestral": reverse_law(
+    distributions = {
+        "analytic": reverse_distribution(SCHEDULE, torch.tensor(0.8), torch.tensor(0.4), x),
+        "ancestral": reverse_distribution(
             SCHEDULE, torch.tensor(0.8), torch.tensor(0.4), x * (torch.arange(V) != MASK)
         ),
     }
-    for name, law in laws.items():
+    for name, distribution in distributions.items():
         seen = torch.bincount(tokens[name][:, 0], minlength=V) / 60_000
-        torch.testing.assert_close(seen.double(), law / law.sum(), atol=0.009, rtol=0)
-    assert (abs(float(laws["analytic"][MASK] - laws["ancestral"][MASK])) > 0.02) == (mask > 0)
+        torch.testing.assert_close(seen.double(), distribution / distribution.sum(), atol=0.009, rtol=0)
+    assert (abs(float(distributions["analytic"][MASK] - distributions["ancestral"][MASK])) > 0.02) == (
+        mask > 0
+    )
 
 
 def test_the_algorithm_puts_it_together() -> None:

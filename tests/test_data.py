@@ -22,12 +22,12 @@ from data.dataset import TokenDataset
 from data.encoding import Encoder, ahead, fingerprint, text_encoder
 from data.generated import align_rows, pydoc_text, synthetic_rows, text_pieces
 from data.packing import BlockPacker, Documents, pad_documents, smallest_int, with_eos
-from data.prepare import Recipe, prepare
+from data.prepare import PreprocessingConfig, prepare
 from data.table import SOURCES
 from data.tokenizers import get_tokenizer
 
 
-def recipe(source: str | Path, tmp_path: Path, **changes: Any) -> Recipe:
+def recipe(source: str | Path, tmp_path: Path, **changes: Any) -> PreprocessingConfig:
     chosen = (
         dict(
             source=str(source),
@@ -42,7 +42,7 @@ def recipe(source: str | Path, tmp_path: Path, **changes: Any) -> Recipe:
         )
         | changes
     )
-    return Recipe(**chosen)
+    return PreprocessingConfig(**chosen)
 
 
 def all_ids(dataset: TokenDataset) -> np.ndarray:
@@ -218,7 +218,7 @@ def test_pydoc_blocks_hold_the_text_and_come_from_the_cache(
 
 
 @pytest.mark.parametrize("role, count", [("train", 100_000), ("validation", 1024)])
-def test_synthetic_law(role: Any, count: int) -> None:
+def test_synthetic_distribution(role: Any, count: int) -> None:
     rows = synthetic_rows(role, 32, 256).astype(int)
     assert rows.shape == (count, 32)
     assert (rows[:, 0] == 254).all() and (rows[:, -1] == 255).all()
@@ -231,7 +231,7 @@ def test_synthetic_law(role: Any, count: int) -> None:
     assert np.abs(frequency - 1 / 254).max() < 6 * (1 / 254 / len(fresh)) ** 0.5
 
 
-def test_align_law() -> None:
+def test_align_distribution() -> None:
     rows = align_rows("train", 10, 50_000)
     assert rows.shape == (100_000, 10) and (rows == rows[:, :1]).all()
     symbols = rows[:, 0].astype(float)

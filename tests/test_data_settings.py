@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from config.cli import compose_config
 from config.keys import groups
-from data.places import SourceChoice
+from data.places import SourceOverride
 from data.table import SOURCES
 from dataloader import data_settings, get_dataset, get_tokenizer, get_train_dataloader, get_valid_dataloader
 from tasks.zero_shot import _section
@@ -115,7 +115,7 @@ def test_the_manifest_of_pairs_knows_the_sources(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         words = ("data=reflow-dataset-general", f"reflow.save_path={tmp_path}")
         found = data_settings(compose_config(words, warn=False))
-        choice = SourceChoice.of(found, "validation")
+        choice = SourceOverride.of(found, "validation")
         assert (found.valid, choice.path, choice.own) == ("openwebtext-valid", path, False)
     words = (*words, "data.valid_source.split=train[-5:]", "data.source_root=copies")
     found = data_settings(compose_config(words, warn=False))
@@ -173,7 +173,7 @@ def test_each_set_has_its_own_source_and_the_common_root(tmp_path: Path) -> None
     papers, mine = _section(cfg, "scientific_papers_arxiv"), _section(cfg, f"ptb:{tmp_path}/mine.txt")
     for section in (papers, mine, _section(cfg, str(tmp_path / "mine.txt"))):
         assert section.source_root == str(tmp_path) and section.insert_valid_eos is False
-        assert not SourceChoice.of(section, "validation").typed()
+        assert not SourceOverride.of(section, "validation").typed()
     assert (mine.name, mine.valid, papers.valid) == ("ptb", str(tmp_path / "mine.txt"), papers.name)
     write_text(tmp_path / "lm1b.txt")
     cfg.data = _section(cfg, "lm1b-gpt2")

@@ -1,4 +1,6 @@
-"""Discrete consistency distillation: the law of a pair of noise levels, the loss, the rounds, resumption."""
+"""Discrete consistency distillation: the distribution of a pair of noise levels, the loss, the rounds,
+resumption.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from test_training import run
 
 from algorithms.objective import Stage
 from diffusion.distillation import consistency_dt
-from diffusion.duality import argmax_law, argmax_pair, discrete_level
+from diffusion.duality import argmax_distribution, argmax_pair, discrete_level
 from diffusion.randomness import Stream, row_keys, uniform
 from trainer_base import TrainerBase
 
@@ -30,11 +32,11 @@ def test_a_pair_is_the_argmax_at_two_levels_under_one_noise() -> None:
     """Joint frequencies, of Gaussians and of the pair, against the formula: 4.5 sqrt(p (1 - p) / n)."""
     size, x0 = 4, 2
     gammas = torch.tensor([-1.0, -2.0], dtype=torch.float64)
-    p_t, p_s = argmax_law(gammas, size).stays.tolist()
-    law = torch.zeros(size, size).double()
-    law[x0, x0] = p_t
+    p_t, p_s = argmax_distribution(gammas, size).stays.tolist()
+    distribution = torch.zeros(size, size).double()
+    distribution[x0, x0] = p_t
     for other in (0, 1, 3):
-        law[other, x0], law[other, other] = (p_s - p_t) / 3, (1 - p_s) / 3
+        distribution[other, x0], distribution[other, other] = (p_s - p_t) / 3, (1 - p_s) / 3
     z = torch.randn(NUM_SAMPLES, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     signal_, noise = torch.sigmoid(-gammas).sqrt(), torch.sigmoid(gammas).sqrt()
     dense = [(s * torch.eye(size)[x0] + n * z).argmax(-1) for s, n in zip(signal_, noise, strict=True)]
@@ -42,8 +44,10 @@ def test_a_pair_is_the_argmax_at_two_levels_under_one_noise() -> None:
     lazy = argmax_pair(ids, p_t * stays, p_s * stays, uniform(torch.arange(NUM_SAMPLES), 2), size)
     for xt, xs in (dense, lazy):
         found = torch.bincount((xt * size + xs).flatten(), minlength=size**2).view(size, size) / NUM_SAMPLES
-        assert ((found - law).abs() <= 4.5 * (law * (1 - law) / NUM_SAMPLES).sqrt()).all()
-    assert law.sum() == pytest.approx(1)
+        assert (
+            (found - distribution).abs() <= 4.5 * (distribution * (1 - distribution) / NUM_SAMPLES).sqrt()
+        ).all()
+    assert distribution.sum() == pytest.approx(1)
 
 
 def test_a_step_ends_where_it_should() -> None:
@@ -57,8 +61,8 @@ def test_a_step_ends_where_it_should() -> None:
     t = (module.objective.times(keys, rows, BATCH, True) + 0.25).clamp(max=1)
     assert (t == 1).sum() == 4 and (t - 0.25 > 0).all()
     for sigma, time in ((found.sigma_t, t), (found.sigma_s, t - 0.25)):
-        law = argmax_law(-5 + 4 * time, module.vocab_size)
-        torch.testing.assert_close(sigma, discrete_level(law, 4.0, module.vocab_size)[1])
+        distribution = argmax_distribution(-5 + 4 * time, module.vocab_size)
+        torch.testing.assert_close(sigma, discrete_level(distribution, 4.0, module.vocab_size)[1])
     x0 = batch()["input_ids"]
     assert ((found.xs == x0) | (found.xs == found.xt)).all() and (found.xs != found.xt).any()
     fixed = build(DCD, "training.ignore_bos=True").objective.trajectory(batch(), step, BATCH, True, 1 / 64)

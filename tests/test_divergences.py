@@ -113,7 +113,7 @@ def test_golden(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_the_mask_column_and_equal_laws_count_nothing(kind: str) -> None:
+def test_the_mask_column_and_equal_distributions_count_nothing(kind: str) -> None:
     student, teacher, weights = problem()
     before = run(kind, student, teacher, weights)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 import diffusion.duality
 from algo import DUO_BASE
 from config.cli import compose_config
-from diffusion.duality import Relaxed, argmax_law, discrete_level, relaxed_embedding
+from diffusion.duality import Relaxed, argmax_distribution, discrete_level, relaxed_embedding
 from diffusion.noise import get_schedule
 from diffusion.randomness import Stream, normal, row_keys, uniform
 from diffusion.uniform import Uniform, UniformPrediction, uniform_nelbo, uniform_reverse
@@ -173,20 +173,26 @@ def sample(
     return sampler.sample(xt, 1.0, None, KeyedDraws(row_keys(0, 2, 0, rows)), fixed=fixed)
 
 
-def assert_law(world: UniformWorld, tokens: Tensor, law: Tensor) -> None:
-    assert total_variation(world.frequencies(tokens), law) < tv_noise(law, len(tokens))
+def assert_distribution(world: UniformWorld, tokens: Tensor, distribution: Tensor) -> None:
+    assert total_variation(world.frequencies(tokens), distribution) < tv_noise(distribution, len(tokens))
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_samples_have_the_law_of_the_chain(world: UniformWorld, num_steps: int, temperature: float) -> None:
-    law = world.law(grid_alphas(SCHEDULE, num_steps), temperature)
-    assert total_variation(law, world.probs) > 2 * tv_noise(law, NUM_SAMPLES)  # few steps are not the data
-    assert_law(world, sample(world, num_steps, temperature=temperature).tokens, law)
+def test_samples_have_the_distribution_of_the_chain(
+    world: UniformWorld, num_steps: int, temperature: float
+) -> None:
+    distribution = world.distribution(grid_alphas(SCHEDULE, num_steps), temperature)
+    assert total_variation(distribution, world.probs) > 2 * tv_noise(
+        distribution, NUM_SAMPLES
+    )  # few steps are not the data
+    assert_distribution(world, sample(world, num_steps, temperature=temperature).tokens, distribution)
 
 
 def test_many_steps_give_the_data(world: UniformWorld) -> None:
-    errors = [total_variation(world.law(grid_alphas(SCHEDULE, n)), world.probs) for n in (16, 64, 256)]
+    errors = [
+        total_variation(world.distribution(grid_alphas(SCHEDULE, n)), world.probs) for n in (16, 64, 256)
+    ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[1] < 0.02
     distance = total_variation(world.frequencies(sample(world, 64).tokens), world.probs)
     assert distance < tv_noise(world.probs, NUM_SAMPLES) + errors[1]
@@ -214,10 +220,10 @@ def test_end_of_sampling(world: UniformWorld) -> None:
     assert torch.equal(greedy.tokens, world.table(SCHEDULE.alpha(torch.tensor(1.0)).double())[
         world.encode(start)].argmax(-1)) and (greedy.nfe == 1).all()  # fmt: skip
     alphas = grid_alphas(SCHEDULE, 2)[:-1] + SCHEDULE.alpha(torch.tensor([1e-5]).double()).tolist()
-    assert_law(world, sample(world, 2, noise_removal="none").tokens, world.law(alphas))
+    assert_distribution(world, sample(world, 2, noise_removal="none").tokens, world.distribution(alphas))
     # A nucleus of one token makes x_theta a point.
     sharp = sample(world, 3, p_nucleus=1e-9)
-    assert_law(world, sharp.tokens, world.law(grid_alphas(SCHEDULE, 3), temperature=0.01))
+    assert_distribution(world, sharp.tokens, world.distribution(grid_alphas(SCHEDULE, 3), temperature=0.01))
 
 
 def test_fixed_positions_stay_and_are_seen(world: UniformWorld) -> None:
@@ -226,7 +232,7 @@ def test_fixed_positions_stay_and_are_seen(world: UniformWorld) -> None:
     rows = torch.arange(NUM_SAMPLES)
     xt = Uniform(3).prior(uniform(row_keys(0, 1, 0, rows), 3)).where(~fixed, start)
     found = sample(world, 4, fixed=fixed, xt=xt)
-    assert_law(world, found.tokens, world.law(grid_alphas(SCHEDULE, 4), start=start))
+    assert_distribution(world, found.tokens, world.distribution(grid_alphas(SCHEDULE, 4), start=start))
     assert (found.tokens[:, 1] == 2).all()
 
 
@@ -234,23 +240,27 @@ def test_fixed_positions_stay_and_are_seen(world: UniformWorld) -> None:
 
 
 @pytest.mark.parametrize("size", [27, 30522])
-def test_argmax_law_is_the_golden_one(size: int) -> None:
+def test_argmax_distribution_is_the_golden_one(size: int) -> None:
     golden = np.load(GOLDEN / "duo_integral.npz", allow_pickle=False)
     gamma = torch.from_numpy(golden["gammas"])
-    law = argmax_law(gamma, size)
+    distribution = argmax_distribution(gamma, size)
     # Near gamma = -5 the golden numbers end at 1e-15.
-    np.testing.assert_allclose(law.stays, golden[f"pt_{size}"], rtol=1e-12)
-    np.testing.assert_allclose(law.slope, golden[f"grad_pt_{size}"], rtol=1e-9, atol=2e-15)
-    torch.testing.assert_close(law.leaves, 1 - law.stays, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(distribution.stays, golden[f"pt_{size}"], rtol=1e-12)
+    np.testing.assert_allclose(distribution.slope, golden[f"grad_pt_{size}"], rtol=1e-9, atol=2e-15)
+    torch.testing.assert_close(distribution.leaves, 1 - distribution.stays, rtol=0, atol=1e-14)
     # 1 - P keeps its digits where it vanishes, by the ratio of the two at neighbouring places.
-    near = [argmax_law(gamma[:1] + h, size) for h in (-1e-4, 1e-4)]
-    torch.testing.assert_close((near[1].leaves - near[0].leaves) / 2e-4, -law.slope[:1], rtol=1e-5, atol=0)
+    near = [argmax_distribution(gamma[:1] + h, size) for h in (-1e-4, 1e-4)]
+    torch.testing.assert_close(
+        (near[1].leaves - near[0].leaves) / 2e-4, -distribution.slope[:1], rtol=1e-5, atol=0
+    )
 
 
 def test_discrete_level_is_the_derivative_of_its_alpha() -> None:
     gamma, h = torch.linspace(-3, -1, 5).double(), 1e-5
-    weight, sigma = discrete_level(argmax_law(gamma, 40), 2.5, 40)
-    earlier, later = (torch.exp(-discrete_level(argmax_law(gamma + d, 40), 2.5, 40)[1]) for d in (-h, h))
+    weight, sigma = discrete_level(argmax_distribution(gamma, 40), 2.5, 40)
+    earlier, later = (
+        torch.exp(-discrete_level(argmax_distribution(gamma + d, 40), 2.5, 40)[1]) for d in (-h, h)
+    )
     numeric = -(later - earlier) / (2 * h) * 2.5 / (1 - torch.exp(-sigma))
     torch.testing.assert_close(weight, numeric, rtol=1e-7, atol=0)
 
@@ -260,12 +270,12 @@ def test_argmax_is_uniform_noise() -> None:
     x0, gamma = torch.full((2, 10_000), 3), torch.tensor([-3.0, -1.0]).double()
     relaxed = Relaxed.of(x0, gamma, torch.tensor([1, 2]), 0.1)
     ids = torch.cat([ids for _, ids, _ in relaxed.chunks(8)]).view(2, -1)
-    stays = argmax_law(gamma, 8).stays
+    stays = argmax_distribution(gamma, 8).stays
     for row, p in zip(ids, stays.tolist(), strict=True):
         expected = torch.full((8,), (1 - p) / 7).double().index_fill(0, torch.tensor([3]), p)
         found = torch.bincount(row, minlength=8) / 10_000
         assert ((found - expected).abs() < 4.5 * (expected * (1 - expected) / 10_000).sqrt()).all()
-    alpha = torch.exp(-discrete_level(argmax_law(gamma, 8), 1.0, 8)[1])
+    alpha = torch.exp(-discrete_level(argmax_distribution(gamma, 8), 1.0, 8)[1])
     torch.testing.assert_close(alpha + (1 - alpha) / 8, stays)
 
 
@@ -322,7 +332,7 @@ def test_a_sharp_curriculum_is_the_uniform_nelbo() -> None:
     del module.backbone.body
     keys = row_keys(module.config.seed, Stream.TRAIN_TIME, 0, torch.arange(BATCH))
     gamma = -4 + 3 * module.objective.times(keys, torch.arange(BATCH), BATCH, True)
-    weight, sigma = discrete_level(argmax_law(gamma, module.vocab_size), 3.0, module.vocab_size)
+    weight, sigma = discrete_level(argmax_distribution(gamma, module.vocab_size), 3.0, module.vocab_size)
     torch.testing.assert_close(seen["sigma"], sigma)
     plain = uniform_nelbo(
         module.denoiser.denoise(seen["xt"], sigma), batch()["input_ids"], weight, sigma, output.loss_mask, 1

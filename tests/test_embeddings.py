@@ -177,9 +177,9 @@ def test_start_of_the_noise_mlp() -> None:
 
 
 def test_missing_noise_is_an_error_and_superfluous_noise_is_not() -> None:
-    with pytest.raises(ValueError, match="^cond=None: "):
+    with pytest.raises(ValueError, match="^mask_seeds=None: "):
         embed(MaskNoiseConfig("rand", 5))(X)
-    with pytest.raises(ValueError, match="^cond="):
+    with pytest.raises(ValueError, match="^mask_seeds="):
         embed(MaskNoiseConfig("rand", 5))(X, SEEDS[:, :2])
     plain = embed(None)
     assert torch.equal(plain(X, SEEDS), plain(X))

@@ -36,9 +36,9 @@ def run(
     **settings: Any,
 ) -> Samples:
     rows, denoiser = torch.arange(len(xt)), world.denoiser()
-    cond = denoiser.draw_cond(row_keys(0, 1, 0, rows), xt.shape[1])
+    mask_seeds = denoiser.draw_seeds(row_keys(0, 1, 0, rows), xt.shape[1])
     sampler = get_sampler(name, family)(denoiser, SCHEDULE, M, SamplerSettings(**settings))
-    return sampler.sample(xt, t, cond, KeyedDraws(row_keys(0, 2, 0, rows)), on_step=on_step)
+    return sampler.sample(xt, t, mask_seeds, KeyedDraws(row_keys(0, 2, 0, rows)), on_step=on_step)
 
 
 def masks(number: int = NUM_SAMPLES, length: int = 3) -> Tensor:
@@ -68,14 +68,16 @@ def test_without_remasking_it_is_the_process_draw_by_draw(name: str, own: Any, r
     world, xt = NoisyWorld(), torch.tensor([[M, M, M], [M, 1, M], [0, M, 2], [2, 0, 1]]).repeat(100, 1)
     settings = {"num_steps": 6, "noise_removal": removal}
     plain, same = run("ancestral", world, xt, **settings), run(name, world, xt, own=own, **settings)
-    assert torch.equal(plain.tokens, same.tokens) and torch.equal(plain.cond, same.cond)
+    assert torch.equal(plain.tokens, same.tokens) and torch.equal(plain.mask_seeds, same.mask_seeds)
     assert (plain.nfe == (7 if removal.endswith("tail") else 6)).all() and torch.equal(plain.nfe, same.nfe)
 
 
-def remasking_law(world: World, alphas: list[float], sigmas: list[float], given: list[bool]) -> Tensor:
+def remasking_distribution(
+    world: World, alphas: list[float], sigmas: list[float], given: list[bool]
+) -> Tensor:
     """By the matrices of ReMDM's equation for q(z_s | z_t, x), from all masks but ``given`` symbols 0."""
     is_symbol = world.digits < world.num_symbols
-    law = (world.digits == torch.where(torch.tensor(given), 0, world.num_symbols)).all(-1).double()
+    distribution = (world.digits == torch.where(torch.tensor(given), 0, world.num_symbols)).all(-1).double()
     eye = torch.eye(world.num_symbols + 1, dtype=torch.float64)
     mask = eye[-1]
     for alpha_t, alpha_s, sigma in zip(alphas[:-1], alphas[1:], sigmas, strict=True):
@@ -85,11 +87,11 @@ def remasking_law(world: World, alphas: list[float], sigmas: list[float], given:
         of_tokens = (1 - sigma) * eye[world.digits] + sigma * mask
         moves = torch.where(is_symbol.unsqueeze(-1), of_tokens, of_masks)
         moves[:, torch.tensor(given)] = eye[world.digits][:, torch.tensor(given)]
-        matrix = torch.ones(len(law), 1, dtype=torch.float64)
+        matrix = torch.ones(len(distribution), 1, dtype=torch.float64)
         for position in range(world.length):
             matrix = (matrix.unsqueeze(-1) * moves[:, position].unsqueeze(1)).flatten(1)
-        law = law @ matrix
-    return law
+        distribution = distribution @ matrix
+    return distribution
 
 
 def grid(num_steps: int) -> Tensor:
@@ -112,11 +114,13 @@ def test_remasking_has_its_distribution(kind: str) -> None:
         alphas = torch.tensor([1e-3, 0.8 / 0.4 / 6, 0.8 / 0.4 / 3, 0.8, 0.8, 1 - 0.2 / 0.2 / 6, 1.0])
         sigma = torch.tensor([0, 0, 0, 0.1, 0.1, 0.0])
     alphas, sigma = [*alphas.tolist()[:-1], 1.0], [*sigma.tolist()[:-1], 0.0]
-    law = remasking_law(world, alphas, sigma, given)
+    distribution = remasking_distribution(world, alphas, sigma, given)
     xt = torch.tensor([M, 0, M]).expand(NUM_SAMPLES, -1)
     samples = run(name, world, xt, num_steps=num_steps, own=own)
     assert (samples.tokens[:, 1] == 0).all() and (samples.nfe == 6).all()
-    assert total_variation(world.frequencies(samples.tokens).double(), law) < tv_noise(law, NUM_SAMPLES)
+    assert total_variation(world.frequencies(samples.tokens).double(), distribution) < tv_noise(
+        distribution, NUM_SAMPLES
+    )
     steps = path(name, world, xt, num_steps=num_steps, own=own)
     # Whatever is remasked, as many masks are left as in the process.
     left = (1 - torch.tensor(alphas[1:])) / (1 - alphas[0])
@@ -126,7 +130,7 @@ def test_remasking_has_its_distribution(kind: str) -> None:
     taken_back = (steps[:-1] != M) & (steps[1:] == M)
     expected = [0.0] * 5  # E[tokens that are remasked], of the two that are free
     for step in range(1, 6):
-        before = remasking_law(world, alphas[: step + 1], sigma[:step], given)
+        before = remasking_distribution(world, alphas[: step + 1], sigma[:step], given)
         there = (world.digits[:, [0, 2]] < world.num_symbols).double().mean(-1)
         expected[step - 1] = float(before @ there) * sigma[step]
     found = taken_back[..., [0, 2]].double().mean((1, 2))
@@ -172,19 +176,21 @@ def test_the_loop_returns_to_its_level() -> None:
 def test_psi_of_uniform_noise_has_its_distribution(kappa: float) -> None:
     world, num_steps = UniformWorld(), 3
     alphas = [*SCHEDULE.alpha(grid(num_steps))[:-1].tolist(), 1.0]
-    law, rates = torch.full((27,), 1 / 27, dtype=torch.float64), []
+    distribution, rates = torch.full((27,), 1 / 27, dtype=torch.float64), []
     for alpha_t, alpha_s in zip(alphas[:-1], alphas[1:], strict=True):
         x = world.table(alpha_t)
         direct = posterior(x, world.words, alpha_t, alpha_s)
         noised = alpha_s * posterior(x, world.words, alpha_t, 1.0) + (1 - alpha_s) / 3
         moves = kappa * direct + (1 - kappa) * noised
         stays = [m.gather(-1, world.words.unsqueeze(-1)).mean((1, 2)) for m in (moves, direct)]
-        rates.append([1 - float(law @ stay) for stay in stays])
-        law = law @ torch.stack([moves[:, i][:, w] for i, w in enumerate(world.words.T)]).prod(0)
+        rates.append([1 - float(distribution @ stay) for stay in stays])
+        distribution = distribution @ torch.stack(
+            [moves[:, i][:, w] for i, w in enumerate(world.words.T)]
+        ).prod(0)
     own = psi.Settings("linear", *[f"constant-{kappa}"] * 3)
     xt = world.words[torch.arange(8100) % 27]
     samples = run("psi", world, xt, family="uniform", num_steps=num_steps, own=own)
-    assert total_variation(world.frequencies(samples.tokens), law) < tv_noise(law, len(xt))
+    assert total_variation(world.frequencies(samples.tokens), distribution) < tv_noise(distribution, len(xt))
     # The marginals hardly differ from those of plain steps: how much changes in each step does.
     ids = torch.stack([xt, *path("psi", world, xt, family="uniform", num_steps=num_steps, own=own)])
     found = (ids[1:] != ids[:-1]).double().mean((1, 2))
@@ -228,10 +234,10 @@ def test_psi_times_and_kappas() -> None:
 # The most certain first ---------------------------------------------------------------------------
 
 
-def planned_law(world: World, sampler: certainty.Certainty) -> Tensor:
+def planned_distribution(world: World, sampler: certainty.Certainty) -> Tensor:
     """The distribution of a sampler whose choice follows from what is visible, by asking it in all states."""
     ids = torch.cat([world.symbols, torch.tensor([world.mask_id])])[world.digits]
-    law = (world.digits == world.num_symbols).all(-1).double()
+    distribution = (world.digits == world.num_symbols).all(-1).double()
     eye = torch.eye(world.num_symbols + 1, dtype=torch.float64)
     clean = torch.cat([world.table, torch.zeros_like(world.table[..., :1])], -1)
     for step in range(sampler.settings.num_steps):
@@ -241,11 +247,11 @@ def planned_law(world: World, sampler: certainty.Certainty) -> Tensor:
         due = torch.zeros_like(ids, dtype=torch.bool)
         due[some] = sampler.choose(step, state, sampler.predict(state), draws)
         moves = torch.where(due.unsqueeze(-1), clean, eye[world.digits])
-        matrix = torch.ones(len(law), 1, dtype=torch.float64)
+        matrix = torch.ones(len(distribution), 1, dtype=torch.float64)
         for position in range(world.length):
             matrix = (matrix.unsqueeze(-1) * moves[:, position].unsqueeze(1)).flatten(1)
-        law = law @ matrix
-    return law
+        distribution = distribution @ matrix
+    return distribution
 
 
 def samplers_state(ids: Tensor) -> Any:
@@ -261,21 +267,23 @@ def samplers_state(ids: Tensor) -> Any:
 def test_certainty_has_its_distribution_at_few_calls(name: str, own: dict[str, Any]) -> None:
     world = World(random_probs(3, 4, seed=1))
     settings = SamplerSettings(2, own=certainty.Settings(**own))
-    law = planned_law(world, get_sampler(name)(world.denoiser(), SCHEDULE, M, settings))
-    assert float(law.sum()) == pytest.approx(1)
+    distribution = planned_distribution(world, get_sampler(name)(world.denoiser(), SCHEDULE, M, settings))
+    assert float(distribution.sum()) == pytest.approx(1)
     samples = run(name, world, masks(length=4), num_steps=2, own=settings.own)
-    assert total_variation(world.frequencies(samples.tokens).double(), law) < tv_noise(law, NUM_SAMPLES)
+    assert total_variation(world.frequencies(samples.tokens).double(), distribution) < tv_noise(
+        distribution, NUM_SAMPLES
+    )
     assert (samples.nfe <= 2).all() and not (samples.tokens == M).any()
     if not own:
-        assert total_variation(law, world.data_law) > 0.05
+        assert total_variation(distribution, world.data_distribution) > 0.05
 
 
 def test_which_positions_are_certain() -> None:
-    """Three positions with laws of their own, chosen so that the three measures disagree."""
-    laws = torch.tensor(
+    """Three positions with distributions of their own, chosen so that the three measures disagree."""
+    distributions = torch.tensor(
         [[0.60, 0.40, 0.00, 0.00], [0.55, 0.15, 0.15, 0.15], [0.50, 0.48, 0.02, 0.00]], dtype=torch.float64
     )
-    world = World(laws[0][:, None, None] * laws[1][:, None] * laws[2], mask_id=4)
+    world = World(distributions[0][:, None, None] * distributions[1][:, None] * distributions[2], mask_id=4)
     first = {"confidence": 0, "margin": 1, "entropy": 0}
     for name, position in first.items():
         seen: list[Tensor] = []
@@ -284,7 +292,7 @@ def test_which_positions_are_certain() -> None:
         xt = torch.full((4, 3), 4)
         sampler.sample(xt, 1.0, None, draws, on_step=lambda k, _, now, s=seen: s.append(now.x))
         assert ((seen[0] != 4).nonzero()[:, 1] == position).all(), name
-    entropies = -(torch.special.xlogy(laws, laws)).sum(-1)
+    entropies = -(torch.special.xlogy(distributions, distributions)).sum(-1)
     order = entropies.sort().values
     for budget, calls in ((float(order[0]) - 0.01, 3), (float(order[0]) + 0.01, 2), (5.0, 1)):
         own = certainty.Settings(budget=budget)
@@ -322,8 +330,11 @@ def test_temperature_of_the_order_and_drawn_confidence() -> None:
     assert (loose.double().mean(0) - 1 / 3).abs().max() < 4.5 * (2 / 9 / 4000) ** 0.5
     drawn = run("confidence", world, xt, num_steps=3, own=certainty.Settings(drawn=True)).tokens
     entropy = {
-        kind: -torch.special.xlogy(law, law).sum()
-        for kind, law in (("drawn", world.frequencies(drawn).double()), ("data", world.data_law))
+        kind: -torch.special.xlogy(distribution, distribution).sum()
+        for kind, distribution in (
+            ("drawn", world.frequencies(drawn).double()),
+            ("data", world.data_distribution),
+        )
     }
     assert float(entropy["drawn"]) < float(entropy["data"]) - 0.1  # it sharpens
 

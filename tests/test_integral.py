@@ -11,7 +11,7 @@ import torch
 from test_algo import BATCH, batch, build
 
 from config.cli import compose_config
-from diffusion.duality import argmax_law
+from diffusion.duality import argmax_distribution
 from errors import UserError
 from integral.__main__ import main
 from integral.polynomial import DEGREES, LevelPolynomial
@@ -30,9 +30,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_makes_the_golden_table(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = np.load(GOLDEN, allow_pickle=False)
-    law = read_table(str(made), 27, RANGE).law(torch.from_numpy(golden["gammas"]))
-    np.testing.assert_allclose(law.stays, golden["pt_27"], rtol=1e-12)
-    np.testing.assert_allclose(law.slope, golden["grad_pt_27"], rtol=1e-6, atol=1e-12)
+    distribution = read_table(str(made), 27, RANGE).distribution(torch.from_numpy(golden["gammas"]))
+    np.testing.assert_allclose(distribution.stays, golden["pt_27"], rtol=1e-12)
+    np.testing.assert_allclose(distribution.slope, golden["grad_pt_27"], rtol=1e-6, atol=1e-12)
     assert [path.name for path in made.parent.iterdir()] == ["27.npz"], "no temporary file is left"
     for words in (
         ["--vocab_size", "1"],
@@ -53,7 +53,7 @@ def test_the_command_makes_the_golden_table(made: Path, capsys: pytest.CaptureFi
 def test_between_its_points_it_is_the_integral() -> None:
     table = Table.of(500, -4.0, -2.0, 2001)
     gamma = torch.linspace(-4, -2, 777, dtype=torch.float64)
-    found, expected = table.law(gamma), argmax_law(gamma, 500)
+    found, expected = table.distribution(gamma), argmax_distribution(gamma, 500)
     torch.testing.assert_close(found.stays, expected.stays, rtol=1e-11, atol=0)
     torch.testing.assert_close(found.leaves, expected.leaves, rtol=1e-8, atol=0)
     torch.testing.assert_close(found.slope, expected.slope, rtol=1e-5, atol=0)
@@ -77,8 +77,8 @@ PUBLISHED = (-3.5, -1.75)
 
 def exact_alpha(t: torch.Tensor, vocab_size: int) -> torch.Tensor:
     gamma = PUBLISHED[0] + (PUBLISHED[1] - PUBLISHED[0]) * t
-    law = torch.cat([argmax_law(part, vocab_size).stays for part in gamma.split(4096)])
-    return (vocab_size * law - 1) / (vocab_size - 1)
+    distribution = torch.cat([argmax_distribution(part, vocab_size).stays for part in gamma.split(4096)])
+    return (vocab_size * distribution - 1) / (vocab_size - 1)
 
 
 @pytest.mark.parametrize("mode", sorted(DEGREES))
@@ -103,7 +103,7 @@ def test_their_slope_is_their_own_derivative_and_that_of_degree_9_nearly_the_tru
         found = LevelPolynomial.of(30_522, *PUBLISHED, mode).at(t)
         (slope,) = torch.autograd.grad(found.stays.sum(), t)
         torch.testing.assert_close(slope / speed, found.slope.detach())
-    exact = argmax_law(PUBLISHED[0] + speed * t.detach(), 30_522).slope
+    exact = argmax_distribution(PUBLISHED[0] + speed * t.detach(), 30_522).slope
     assert (slope / speed - exact).abs().max() < 0.003 * exact.abs().max()
 
 

@@ -14,7 +14,7 @@ from test_scoring import gpt2, save
 from transformers import AutoModel
 
 import eval_mauve
-from data.prepare import Recipe, prepare
+from data.prepare import PreprocessingConfig, prepare
 from data.tokenizers import get_tokenizer
 from eval_mauve import human_texts, main, mauve
 from models.featurizer import Featurizer
@@ -100,7 +100,7 @@ def test_equal_sets_give_one_and_others_less() -> None:
     assert values["equal"]["mauve"] == values["equal"]["mauve_star"] == 1
     assert (
         0.8 < values["near"]["mauve"] < 1
-    )  # the same law: the noise of 200 texts in 20 cells is what is left
+    )  # the same distribution: the noise of 200 texts in 20 cells is what is left
     assert values["far"]["mauve"] < 0.1
     near = values["near"]
     assert near["mauve"] == pytest.approx(np.mean(near["mauve_by_seed"])) and near["mauve_std"] > 0
@@ -110,7 +110,9 @@ def test_equal_sets_give_one_and_others_less() -> None:
 def test_human_texts_begin_with_the_prefixes(human_file: str, tmp_path: Path) -> None:
     """The rows of mode=cond_sample_eval_with_tc, whatever their number."""
     tokenizer = get_tokenizer("text8")
-    recipe = Recipe(human_file, "validation", LENGTH, True, True, "official", "human", None, tmp_path)
+    recipe = PreprocessingConfig(
+        human_file, "validation", LENGTH, True, True, "official", "human", None, tmp_path
+    )
     blocks = prepare(recipe, tokenizer)
     rows = reference_rows(blocks, 40, LENGTH)
     expected = tokenizer.batch_decode(blocks.fetch(rows)["input_ids"][:, :SEQ_LEN])
@@ -246,7 +248,7 @@ def test_official_selection(tmp_path: Path) -> None:
     expected = [blocks[row][:SEQ_LEN] for row in np.random.RandomState(42).permutation(len(blocks))[:50]]
     assert found == tokenizer.batch_decode(expected)
     assert found != human_texts(str(tmp_path / "human.txt"), tokenizer, official_workers=2, **settings)
-    recipe = Recipe(
+    recipe = PreprocessingConfig(
         str(tmp_path / "human.txt"), "validation", LENGTH, True, True, "official", "human", None, tmp_path,
         official_workers=3,
     )  # fmt: skip

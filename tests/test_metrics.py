@@ -159,7 +159,9 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_intervals_of_means_cover_as_often_as_they_say() -> None:
-    """Over 200 sets of 50: as above. Their width is that of a normal law, 2 x 1.96 standard errors."""
+    """Over 200 sets of 50: as above. Their width is that of a normal distribution, 2 x 1.96 standard
+    errors.
+    """
     generator = torch.Generator().manual_seed(3)
     covered, widths = 0, []
     for seed in range(200):

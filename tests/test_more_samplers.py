@@ -1,6 +1,8 @@
-"""Fixed orders, parallel and second-order first hitting, and scores: their laws on enumerable worlds.
+"""Fixed orders, parallel and second-order first hitting, and scores: their distributions on enumerable
+worlds.
 
-Empirical laws are judged by ``tv_noise`` (see tests/test_samplers.py). Seeds are fixed: no result flickers.
+Empirical distributions are judged by ``tv_noise`` (see tests/test_samplers.py). Seeds are fixed: no result
+flickers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from samplers import KeyedDraws, SamplerSettings, Samples, get_sampler
 from samplers.spread import spread_calls
 from tests.test_algo import LargestTensor, build
 from tests.test_sampler_mechanics import Recorder
-from tests.test_samplers import ABSORBING, assert_law, grid_alphas, masked
+from tests.test_samplers import ABSORBING, assert_distribution, grid_alphas, masked
 from tests.worlds import ExactDenoiser, NoisyWorld, World, random_probs, total_variation
 
 SCHEDULE = get_schedule("log-linear", 1e-3)
@@ -39,30 +41,32 @@ def run(
     **settings: object,
 ) -> Samples:
     denoiser, rows = denoiser or world.denoiser(), torch.arange(len(xt))
-    cond = denoiser.draw_cond(row_keys(0, 1, 0, rows), world.length)
+    mask_seeds = denoiser.draw_seeds(row_keys(0, 1, 0, rows), world.length)
     sampler = get_sampler(name, "absorbing", order)(
         denoiser, schedule, world.mask_id, SamplerSettings(**settings)
     )
-    return sampler.sample(xt, t, cond, KeyedDraws(row_keys(0, 2, 0, rows)))
+    return sampler.sample(xt, t, mask_seeds, KeyedDraws(row_keys(0, 2, 0, rows)))
 
 
 def chain(stay: float, length: int, num_symbols: int = 2) -> Tensor:
-    """The law of a Markov chain that keeps its symbol with probability ``stay``, (K,) * L."""
-    law = torch.full((num_symbols,), 1 / num_symbols, dtype=torch.float64)
+    """The distribution of a Markov chain that keeps its symbol with probability ``stay``, (K,) * L."""
+    distribution = torch.full((num_symbols,), 1 / num_symbols, dtype=torch.float64)
     moves = torch.full((num_symbols, num_symbols), (1 - stay) / (num_symbols - 1), dtype=torch.float64)
     moves.fill_diagonal_(stay)
     for _ in range(length - 1):
-        law = law.unsqueeze(-1) * moves
-    return law
+        distribution = distribution.unsqueeze(-1) * moves
+    return distribution
 
 
-def excess(world: World, law: Tensor) -> float:
-    """KL(data || law) in nats per sequence: what the law's negative log-likelihood exceeds the entropy by."""
-    data = world.data_law
-    return float((torch.special.xlogy(data, data) - torch.special.xlogy(data, law)).sum())
+def excess(world: World, distribution: Tensor) -> float:
+    """KL(data || distribution) in nats per sequence: what the distribution's negative log-likelihood
+    exceeds the entropy by.
+    """
+    data = world.data_distribution
+    return float((torch.special.xlogy(data, data) - torch.special.xlogy(data, distribution)).sum())
 
 
-def plan_law(
+def plan_distribution(
     world: World | NoisyWorld,
     start: list[int],
     calls: list[int],
@@ -70,14 +74,14 @@ def plan_law(
     reset: bool = True,
     keep: float | None = None,
 ) -> Tensor:
-    """The law of unmasking, in call k, exactly the positions with ``calls`` k.
+    """The distribution of unmasking, in call k, exactly the positions with ``calls`` k.
 
     The others keep their noise with probability ``keep``, None: as the process would until it has, in
     expectation, so few masks."""
     m, num = world.mask_id, world.num_symbols
     first = world.visible(torch.tensor(start))
     agrees = (world.digits.clamp(max=num) == first).all(-1)
-    law = agrees / agrees.sum().double()
+    distribution = agrees / agrees.sum().double()
     left, masked_t = sum(i == m for i in start), 1 - float(SCHEDULE.alpha(torch.tensor(t).double()))
     for call in range(max(calls) + 1):
         after = left - calls.count(call)
@@ -93,9 +97,9 @@ def plan_law(
         matrix = torch.ones(len(eye), 1, dtype=torch.float64)
         for position in range(world.length):
             matrix = (matrix.unsqueeze(-1) * moves[:, position].unsqueeze(1)).flatten(1)
-        law, left, masked_t = law @ matrix, after, masked_s
+        distribution, left, masked_t = distribution @ matrix, after, masked_s
     words = world.encode(world.digits.clamp(max=num), num + 1)
-    return torch.zeros((num + 1) ** world.length, dtype=law.dtype).index_add(0, words, law)
+    return torch.zeros((num + 1) ** world.length, dtype=distribution.dtype).index_add(0, words, distribution)
 
 
 # Order of unmasking -----------------------------------------------------------------------------------
@@ -127,19 +131,21 @@ def test_spread_order_with_a_call_for_each_mask_gives_the_data(start: list[int] 
     samples = run(world, xt, order="spread", num_steps=3)
     given = world.visible(xt[0])
     fits = ((given == 3) | (world.words == given)).all(-1)
-    law = world.data_law.clone()
-    law[world.encode(world.words, 4)] *= fits
-    assert_law(world, samples.tokens, law / law.sum())
+    distribution = world.data_distribution.clone()
+    distribution[world.encode(world.words, 4)] *= fits
+    assert_distribution(world, samples.tokens, distribution / distribution.sum())
     assert (samples.nfe == int((xt[0] == 3).sum())).all() and samples.forward_passes == int(samples.nfe[0])
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_spread_order_at_few_calls(num_steps: int) -> None:
     world, start = World(random_probs(3, 4)), [3, 3, 3, 3]
-    law = plan_law(world, start, list(spread_calls(4, num_steps)))
+    distribution = plan_distribution(world, start, list(spread_calls(4, num_steps)))
     samples = run(world, masked(world, NUM_SAMPLES), order="spread", num_steps=num_steps)
-    assert_law(world, samples.tokens, law)
-    assert total_variation(law, world.law(grid_alphas(SCHEDULE, num_steps))) > (0.05 if num_steps > 1 else -1)
+    assert_distribution(world, samples.tokens, distribution)
+    assert total_variation(distribution, world.distribution(grid_alphas(SCHEDULE, num_steps))) > (
+        0.05 if num_steps > 1 else -1
+    )
     assert (samples.nfe == num_steps).all()
 
 
@@ -151,21 +157,21 @@ def test_spread_order_with_mask_noise(start: list[int], t: float, num_steps: int
     world = NoisyWorld(mask_id=0)
     ranks = iter(spread_calls(start.count(0), num_steps))
     calls = [next(ranks) if i == 0 else -1 for i in start]
-    law, other = (plan_law(world, start, calls, t, kind) for kind in (reset, not reset))
-    assert total_variation(law, other) > 0.025  # what a wrong switch would show
+    distribution, other = (plan_distribution(world, start, calls, t, kind) for kind in (reset, not reset))
+    assert total_variation(distribution, other) > 0.025  # what a wrong switch would show
     xt = torch.tensor(start).expand(NUM_SAMPLES, -1)
     samples = run(world, xt, t, order="spread", num_steps=num_steps, reset=reset)
-    assert_law(world, samples.tokens, law)
+    assert_distribution(world, samples.tokens, distribution)
 
 
 def test_spread_order_errs_less_on_a_markov_chain() -> None:
     """The excess NLL at 2 and 4 calls, both enumerated, of spread order and of exact masked diffusion."""
     world = World(chain(0.75, 7))
     spread, random = (
-        [excess(world, law(n)) for n in (2, 4)]
-        for law in (
-            lambda n: plan_law(world, [2] * 7, list(spread_calls(7, n))),
-            lambda n: world.law(grid_alphas(SCHEDULE, n)),
+        [excess(world, distribution(n)) for n in (2, 4)]
+        for distribution in (
+            lambda n: plan_distribution(world, [2] * 7, list(spread_calls(7, n))),
+            lambda n: world.distribution(grid_alphas(SCHEDULE, n)),
         )
     )
     assert spread[0] < 0.5 * random[0] and spread[1] < 0.05 * random[1]
@@ -212,7 +218,9 @@ def test_one_hit_a_call_is_first_hitting_itself(name: str) -> None:
     exact = run(world, kinds, t, name="first_hitting", num_steps=1)
     for num_steps in (3, 8):
         parallel = run(world, kinds, t, name=name, num_steps=num_steps)
-        assert torch.equal(parallel.tokens, exact.tokens) and torch.equal(parallel.cond, exact.cond)
+        assert torch.equal(parallel.tokens, exact.tokens) and torch.equal(
+            parallel.mask_seeds, exact.mask_seeds
+        )
         assert torch.equal(parallel.nfe, exact.nfe)
 
 
@@ -239,7 +247,7 @@ def test_calls_are_shared_evenly(name: str) -> None:
 def test_one_call_draws_every_token_from_its_marginal(name: str) -> None:
     world = World(random_probs(3, 3))
     samples = run(world, masked(world, NUM_SAMPLES), name=name, num_steps=1)
-    assert_law(world, samples.tokens, world.law([1e-3, 1.0]))
+    assert_distribution(world, samples.tokens, world.distribution([1e-3, 1.0]))
 
 
 def test_two_parallel_calls_with_mask_noise() -> None:
@@ -252,34 +260,36 @@ def test_two_parallel_calls_with_mask_noise() -> None:
     u = (torch.arange(60, dtype=torch.float64) + 0.5) / 60
     first = 0.999 * t * u ** (1 / 3)
     third = first[:, None, None] * u[:, None] ** 0.5 * u
-    laws = {}
+    distributions = {}
     for reset, keep in ((True, float(((1 - first[:, None, None]) / (1 - third)).mean())), (False, 1.0)):
         plans = ([0, 0, 1], [0, 1, 0], [1, 0, 0])
-        laws[reset] = sum(plan_law(world, [3, 3, 3], list(plan), t, True, keep) for plan in plans) / 3
+        distributions[reset] = (
+            sum(plan_distribution(world, [3, 3, 3], list(plan), t, True, keep) for plan in plans) / 3
+        )
         samples = run(world, masked(world, NUM_SAMPLES), t, name=PARALLEL[0], num_steps=2, reset=reset)
-        assert_law(world, samples.tokens, laws[reset])
-    assert total_variation(laws[True], laws[False]) > 0.04
+        assert_distribution(world, samples.tokens, distributions[reset])
+    assert total_variation(distributions[True], distributions[False]) > 0.04
 
 
 def test_second_order_errs_less_and_converges() -> None:
     """On a chain of six tokens the excess over the entropy falls to nothing as calls come to tokens, and at 3
     calls it is 1.4 times smaller at least than without the second order."""
     world, name, ahead = World(chain(0.75, 6)), PARALLEL[1], 1.4
-    laws = {
+    distributions = {
         (n, kind): world.frequencies(
             run(world, masked(world, 40_000), name=kind, num_steps=n).tokens
         ).double()
         for n in (1, 2, 3, 6)
         for kind in (PARALLEL[0], name)
     }
-    errors = {key: excess(world, law.clamp(min=1e-9)) for key, law in laws.items()}
+    errors = {key: excess(world, distribution.clamp(min=1e-9)) for key, distribution in distributions.items()}
     assert errors[1, name] > errors[2, name] > errors[3, name] > errors[6, name]
     assert errors[2, name] < errors[2, PARALLEL[0]]
     assert ahead * errors[3, name] < errors[3, PARALLEL[0]]
-    assert total_variation(laws[6, name], world.data_law) < 0.03
+    assert total_variation(distributions[6, name], world.data_distribution) < 0.03
 
 
-def test_extrapolation_needs_two_calls_and_stays_a_law() -> None:
+def test_extrapolation_needs_two_calls_and_stays_a_distribution() -> None:
     world = World(random_probs(3, 4))
     for settings in ({"noise_removal": "greedy"}, {"temperature": 0.5}, {"p_nucleus": 0.8}):
         plain, second = (
@@ -301,7 +311,9 @@ def test_analytic_step_of_a_model_of_x0_is_the_ancestral_one(schedule: Schedule,
     t = torch.linspace(0.05, 1, 800, dtype=torch.float64)
     settings = {"schedule": schedule, "num_steps": 6, "noise_removal": removal, "temperature": 0.7}
     ancestral, analytic = (run(world, xt, t, name=name, **settings) for name in ("ancestral", "analytic"))
-    assert torch.equal(ancestral.tokens, analytic.tokens) and torch.equal(ancestral.cond, analytic.cond)
+    assert torch.equal(ancestral.tokens, analytic.tokens) and torch.equal(
+        ancestral.mask_seeds, analytic.mask_seeds
+    )
     assert (analytic.nfe == 6).all()
 
 
@@ -327,9 +339,9 @@ class ScoreDenoiser(ExactDenoiser):
     bias = 0.0
     predictions: list[Scored]
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Scored:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Scored:
         log_k = -torch.expm1(sigma.double()).log() + self.bias  # k = e^-sigma / (1 - e^-sigma)
-        scores = super().denoise(xt, sigma, cond).full() + log_k[:, None, None]
+        scores = super().denoise(xt, sigma, mask_seeds).full() + log_k[:, None, None]
         scores[..., self.world.mask_id] = 7.0  # not to be read
         self.predictions = [*getattr(self, "predictions", []), Scored(scores)]
         return self.predictions[-1]
@@ -339,7 +351,7 @@ def test_analytic_sampling_by_a_score() -> None:
     world = World(random_probs(3, 3), mask_id=1)
     denoiser, xt = ScoreDenoiser(world), masked(world, NUM_SAMPLES)
     by_score = run(world, xt, name="analytic", denoiser=denoiser, num_steps=4)
-    assert_law(world, by_score.tokens, world.law(grid_alphas(SCHEDULE, 4)))
+    assert_distribution(world, by_score.tokens, world.distribution(grid_alphas(SCHEDULE, 4)))
     assert all(max(p.asked) <= NUM_SAMPLES * 3 for p in denoiser.predictions)
     small = run(world, xt[:8], name="analytic", denoiser=denoiser, num_steps=1, noise_removal="greedy")
     assert torch.equal(

@@ -18,9 +18,9 @@ from models.dit import BackboneConfig, DiT
 from models.precision import Precision
 from tasks.plan import build_without_memory, num_devices, plan, planned
 from tasks.plan_costs import (
-    Holdings,
-    Network,
-    Work,
+    NetworkSpec,
+    ParameterCounts,
+    StepWorkload,
     block_bytes,
     flops_per_token,
     kept_bytes,
@@ -83,14 +83,14 @@ def saved_by_autograd(config: BackboneConfig, dtype: torch.dtype, conditionings:
 )
 def test_a_block_keeps_what_autograd_keeps(dtype: torch.dtype, changes: dict, sees_time: bool) -> None:
     config = replace(SMALL, **changes)
-    net = Network(config, dtype.itemsize, "cpu", sees_time)
+    net = NetworkSpec(config, dtype.itemsize, "cpu", sees_time)
     measured = saved_by_autograd(config, dtype, 4 if sees_time else 1, 4)
     assert block_bytes(net, 4) + weight_copies(net) == pytest.approx(measured, rel=0.02)
 
 
 def test_checkpointing_keeps_inputs_alone() -> None:
-    net = Network(replace(SMALL, n_blocks=10), 2, "cuda", False)
-    work = Work(rows=4, head_share=1.0)
+    net = NetworkSpec(replace(SMALL, n_blocks=10), 2, "cuda", False)
+    work = StepWorkload(rows=4, head_share=1.0)
     kept = kept_bytes(replace(net, checkpointing=True), work)
     assert kept["blocks"] == 10 * 4 * (4 * 64 * 128)
     assert kept["a block computed again"] * 10 == kept_bytes(net, work)["blocks"]
@@ -105,7 +105,7 @@ def test_operations_are_those_that_pytorch_counts(causal: bool) -> None:
     ids = torch.zeros(2, config.length, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(ids, None)
-    parts = flops_per_token(Network(config, 2, "cpu", False), Work(rows=2, head_share=1.0))
+    parts = flops_per_token(NetworkSpec(config, 2, "cpu", False), StepWorkload(rows=2, head_share=1.0))
     tokens = ids.numel()
     forward = parts["blocks"] / 3 * tokens
     if causal:  # the plain way computes the scores that the mask then drops
@@ -115,8 +115,10 @@ def test_operations_are_those_that_pytorch_counts(causal: bool) -> None:
 
 
 def test_memory_is_shared_by_shards_and_grows_with_replicas() -> None:
-    net, work = Network(SMALL, 2, "cuda", False), Work(rows=4, head_share=1.0)
-    held = Holdings(total=1000_000, trained=1000_000, root=100_000, head=50_000, ema=True, teacher=False)
+    net, work = NetworkSpec(SMALL, 2, "cuda", False), StepWorkload(rows=4, head_share=1.0)
+    held = ParameterCounts(
+        total=1000_000, trained=1000_000, root=100_000, head=50_000, ema=True, teacher=False
+    )
     one, replicas, shards = (
         memory(net, work, held, devices=n, sharded=sharded, passes=2)
         for n, sharded in ((1, False), (10, False), (10, True))

@@ -16,7 +16,7 @@ from torch import Tensor
 import samplers.draws as draws_module
 from api import Model
 from diffusion import NEG_INF
-from diffusion.gumbel import grid_law, gumbel_max, truncated_law
+from diffusion.gumbel import grid_distribution, gumbel_max, truncated_distribution
 from diffusion.noise import get_schedule
 from diffusion.parameterization import Prediction
 from diffusion.randomness import row_keys, uniform
@@ -25,7 +25,7 @@ from samplers import KeyedDraws, SamplerSettings, get_sampler
 from samplers.study.truncated import DRAWS, Float32Draws, TruncatedDraws
 from scripts.precision import study
 from scripts.precision.checkpoint import Remembering
-from scripts.precision.law import enumerate_law, step_laws, written, zipf_in_stairs
+from scripts.precision.distribution import enumerate_distribution, step_distributions, written, zipf_in_stairs
 from tests.test_algo import build
 from tests.test_samplers import grid_alphas
 from tests.worlds import total_variation, tv_noise
@@ -39,7 +39,7 @@ class OneLaw:
     def __init__(self, probs: Tensor) -> None:
         self.log_probs = probs.log().clamp(min=NEG_INF)
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
         features = self.log_probs.expand(*xt.shape, -1)
         head = torch.eye(len(self.log_probs), dtype=torch.float64)
         return Prediction(features, head, None, xt, len(self.log_probs) - 1, dtype=torch.float64)
@@ -82,11 +82,12 @@ def test_the_uniforms_of_the_default_draws_are_finer_than_float32() -> None:
     assert DRAWS["exact"] is KeyedDraws
 
 
-# The law of Gumbel-max with few bits -----------------------------------------------------------------
+# The distribution of Gumbel-max with few bits
+# -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [3, 5, 24])
-def test_the_formula_is_the_law_of_truncated_gumbels(bits: int) -> None:
+def test_the_formula_is_the_distribution_of_truncated_gumbels(bits: int) -> None:
     """Against the integral over the winner's noise: density times the others' distribution functions."""
     limit = -math.log(-math.log1p(-(2.0**-bits)))
     x = torch.linspace(-6, limit, 400_001, dtype=torch.float64)
@@ -101,30 +102,30 @@ def test_the_formula_is_the_law_of_truncated_gumbels(bits: int) -> None:
             if k != n:
                 density = density * below(x + math.log(prob / other))
         expected = float(torch.trapezoid(density, x))
-        assert float(truncated_law(SKEWED, bits=bits)[n]) == pytest.approx(expected, abs=1e-6)
+        assert float(truncated_distribution(SKEWED, bits=bits)[n]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_grid_law_is_that_of_all_cases() -> None:
+def test_the_grid_distribution_is_that_of_all_cases() -> None:
     levels = [-math.log(-math.log(max(k / 8, 1e-10))) for k in range(8)]
     probs = torch.tensor([0.15, 0.32, 0.53], dtype=torch.float64)
     expected = [0.0] * 3
     for case in itertools.product(range(8), repeat=3):
         scores = [levels[k] + math.log(p) for k, p in zip(case, probs.tolist(), strict=True)]
         expected[scores.index(max(scores))] += 8.0**-3
-    assert grid_law(probs, bits=3).tolist() == pytest.approx(expected, abs=1e-12)
+    assert grid_distribution(probs, bits=3).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("on_grid", [False, True])
-def test_draws_have_these_laws(on_grid: bool) -> None:
+def test_draws_have_these_distributions(on_grid: bool) -> None:
     keys = row_keys(0, 1, 0, torch.arange(40_000))
     drawn = gumbel_max(SKEWED.log().expand(len(keys), -1), keys, bits=4, on_grid=on_grid)
-    law = (grid_law if on_grid else truncated_law)(SKEWED, bits=4)
-    other = (truncated_law if on_grid else grid_law)(SKEWED, bits=4)
-    assert law.sum() == pytest.approx(1)
+    distribution = (grid_distribution if on_grid else truncated_distribution)(SKEWED, bits=4)
+    other = (truncated_distribution if on_grid else grid_distribution)(SKEWED, bits=4)
+    assert distribution.sum() == pytest.approx(1)
     found = drawn.bincount(minlength=5) / len(keys)
-    allowed = tv_noise(law, len(keys))
-    assert total_variation(found, law) < allowed < total_variation(found, other)
-    assert total_variation(law, SKEWED) > 2 * allowed
+    allowed = tv_noise(distribution, len(keys))
+    assert total_variation(found, distribution) < allowed < total_variation(found, other)
+    assert total_variation(distribution, SKEWED) > 2 * allowed
 
 
 def test_laws_of_float32() -> None:
@@ -133,20 +134,20 @@ def test_laws_of_float32() -> None:
     small = torch.tensor([1e-9, 1e-8, 6e-8, 1e-7, 1e-6, 1e-5], dtype=torch.float64)
     probs = torch.cat([small, 1 - small.sum(0, keepdim=True)])
     a = 2.0**-24 / small
-    for law, part in ((truncated_law, (-a).exp()), (grid_law, a / torch.expm1(a))):
-        torch.testing.assert_close((law(probs) / probs)[:-1], part, rtol=1e-4, atol=1e-12)
-        assert float(law(probs).sum()) == pytest.approx(1, abs=1e-5)
+    for distribution, part in ((truncated_distribution, (-a).exp()), (grid_distribution, a / torch.expm1(a))):
+        torch.testing.assert_close((distribution(probs) / probs)[:-1], part, rtol=1e-4, atol=1e-12)
+        assert float(distribution(probs).sum()) == pytest.approx(1, abs=1e-5)
     # Equals can be told together, and what has no mass is not drawn.
-    grouped = truncated_law(torch.tensor([0.02, 0.0, 0.1]), torch.tensor([10.0, 3.0, 8.0]), bits=6)
-    single = truncated_law(torch.tensor([0.02] * 10 + [0.0] * 3 + [0.1] * 8), bits=6)
+    grouped = truncated_distribution(torch.tensor([0.02, 0.0, 0.1]), torch.tensor([10.0, 3.0, 8.0]), bits=6)
+    single = truncated_distribution(torch.tensor([0.02] * 10 + [0.0] * 3 + [0.1] * 8), bits=6)
     torch.testing.assert_close(grouped, torch.stack([part.sum() for part in single.split([10, 3, 8])]))
     assert grouped[1] == 0
 
 
-def test_finer_bits_and_equal_laws_change_nothing() -> None:
+def test_finer_bits_and_equal_distributions_change_nothing() -> None:
     flat = torch.full((100,), 0.01, dtype=torch.float64)
-    torch.testing.assert_close(truncated_law(flat, bits=8), flat)
-    torch.testing.assert_close(truncated_law(SKEWED, bits=50), SKEWED, rtol=1e-9, atol=0)
+    torch.testing.assert_close(truncated_distribution(flat, bits=8), flat)
+    torch.testing.assert_close(truncated_distribution(SKEWED, bits=50), SKEWED, rtol=1e-9, atol=0)
 
 
 # In samplers -----------------------------------------------------------------------------------------
@@ -161,13 +162,15 @@ class Truncated3(KeyedDraws):
 
 def test_joint_steps_are_truncated_as_a_whole() -> None:
     """Steps of the tokens and the mask, and at last of the tokens. The same draws in ``ancestral``, which
-    truncates tokens alone, have another law."""
+    truncates tokens alone, have another distribution."""
     expected, still = torch.zeros(5, dtype=torch.float64), 1.0
     for alpha_t, alpha_s in pairwise(grid_alphas(get_schedule("log-linear", 1e-3), 6)):
         unmask = (alpha_s - alpha_t) / (1 - alpha_t)
-        law = truncated_law(torch.cat([SKEWED * unmask, torch.tensor([1 - unmask])]), bits=3)
-        expected, still = expected + still * law[:-1], still * float(law[-1])
-    apart = truncated_law(SKEWED, bits=3)
+        distribution = truncated_distribution(
+            torch.cat([SKEWED * unmask, torch.tensor([1 - unmask])]), bits=3
+        )
+        expected, still = expected + still * distribution[:-1], still * float(distribution[-1])
+    apart = truncated_distribution(SKEWED, bits=3)
     keys, probs = row_keys(0, 1, 0, torch.arange(20_000)), torch.cat([SKEWED, torch.zeros(1)])
     for name, own in (("ancestral_joint", expected), ("ancestral", apart)):
         found = sample(probs, Truncated3(keys), len(keys), name, 6).bincount(minlength=5) / len(keys)
@@ -193,21 +196,24 @@ def test_the_key_chooses_the_draws() -> None:
 # The study -------------------------------------------------------------------------------------------
 
 
-def test_the_enumerated_law_of_many_steps() -> None:
+def test_the_enumerated_distribution_of_many_steps() -> None:
     probs, counts = zipf_in_stairs(2000)
     assert float(counts.sum()) == 2000 and float((probs * counts).sum()) == pytest.approx(1)
-    exact = step_laws("exact", probs, counts, 50)
+    exact = step_distributions("exact", probs, counts, 50)
     for num_steps in (1, 7, 50):
-        law, left = written(exact, num_steps)
-        torch.testing.assert_close(law, probs * counts)
+        distribution, left = written(exact, num_steps)
+        torch.testing.assert_close(distribution, probs * counts)
         assert left == pytest.approx(1 / num_steps)
-    # Between its knots the grid's law is interpolated: here it is at n = 333.
+    # Between its knots the grid's distribution is interpolated: here it is at n = 333.
     n, most = 333, 1000
     joint = torch.cat([probs / n, torch.tensor([1 - 1 / n])]), torch.cat([counts, torch.ones(1)])
     torch.testing.assert_close(
-        step_laws("float32", probs, counts, most)[n - 1], grid_law(*joint)[:-1], rtol=1e-3, atol=0
+        step_distributions("float32", probs, counts, most)[n - 1],
+        grid_distribution(*joint)[:-1],
+        rtol=1e-3,
+        atol=0,
     )
-    rows = {(row["draws"], row["steps"]): row for row in enumerate_law(probs, counts, [1, 2000])}
+    rows = {(row["draws"], row["steps"]): row for row in enumerate_distribution(probs, counts, [1, 2000])}
     entropy = {key: row["entropy"] for key, row in rows.items()}
     assert entropy["truncated32", 2000] < entropy["float32", 2000] < entropy["exact", 2000] - 0.05
     assert entropy["truncated32", 1] == pytest.approx(entropy["exact", 1], abs=1e-3)
@@ -217,8 +223,8 @@ def test_remembered_calls_are_the_calls() -> None:
     """The study's samples are those of the program, with fewer calls of the network."""
     module = build("algo=imdm", "sampling.predictor=ancestral_joint", "sampling.draws=truncated32")
     keys = row_keys(1, 7, 0, torch.arange(6))
-    cond = module.objective.draw_cond(keys, module.config.model.length)
-    expected = module.generator.reverse(module.generator.prior(6), 1.0, cond, keys, 40).tokens
+    mask_seeds = module.objective.draw_seeds(keys, module.config.model.length)
+    expected = module.generator.reverse(module.generator.prior(6), 1.0, mask_seeds, keys, 40).tokens
     asked: list[int] = []
     ask = module.objective.denoise
     module.objective.denoise = lambda net, xt, *more: asked.append(len(xt)) or ask(net, xt, *more)
@@ -226,7 +232,7 @@ def test_remembered_calls_are_the_calls() -> None:
         Remembering(module), module.objective.schedule, module.mask_id, module.generator.sampler_settings(40)
     )
     with torch.no_grad():
-        found = sampler.sample(module.generator.prior(6), 1.0, cond, TruncatedDraws(keys)).tokens
+        found = sampler.sample(module.generator.prior(6), 1.0, mask_seeds, TruncatedDraws(keys)).tokens
     assert torch.equal(found, expected)
     assert sum(asked) < 6 * 40
 
@@ -247,12 +253,14 @@ def test_the_study_writes_its_table_and_figure(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("scripts.precision.checkpoint.load", lambda path, **settings: model)
     monkeypatch.setattr("scripts.precision.checkpoint.GenerativePerplexity", StandIn)
     words = ["--checkpoint", "a.ckpt", "--judge", "judge.ckpt", "--steps", "1,8", "--samples", "6"]
-    study.main(["--out", str(tmp_path), "--vocab", "500", "--law-steps", "1,64", "--batch", "4", *words])
+    study.main(
+        ["--out", str(tmp_path), "--vocab", "500", "--distribution-steps", "1,64", "--batch", "4", *words]
+    )
     text = (tmp_path / "table.md").read_text()
     assert "| 64 |" in text and "| 8 | truncated32 |" in text
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     found = json.loads((tmp_path / "study.json").read_text())
-    assert len(found["law"]) == 6 and len(found["checkpoint"]) == 6
+    assert len(found["distribution"]) == 6 and len(found["checkpoint"]) == 6
     for row in found["checkpoint"]:  # 24 bits are enough for a few tokens in a few steps
         assert (row["samples_that_differ"], row["ppl_factor"], row["entropy_shift"]) == (0, 1, 0)
         assert row["generative_ppl_interval"][0] <= row["generative_ppl"] <= row["generative_ppl_interval"][1]

@@ -1,4 +1,4 @@
-"""Counter-based numbers: range, law, independence of layout; times and counts made of them."""
+"""Counter-based numbers: range, distribution, independence of layout; times and counts made of them."""
 
 from __future__ import annotations
 

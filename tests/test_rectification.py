@@ -1,4 +1,5 @@
-"""Pairs that uniform-state models make, and rectification on them: laws, optima, readers, whole trainings.
+"""Pairs that uniform-state models make, and rectification on them: distributions, optima, readers, whole
+trainings.
 
 Shapes: S = V**L states of an enumerable world, numbered as its words are.
 """
@@ -33,7 +34,7 @@ SYMBOLS, LENGTH, BATCH, NUM_PAIRS = 2, 4, 16, 20_000
 
 @pytest.fixture(scope="module")
 def world() -> UniformWorld:
-    """Its law is one of 2000 texts, so that data can have it exactly."""
+    """Its distribution is one of 2000 texts, so that data can have it exactly."""
     world = UniformWorld(SYMBOLS, LENGTH)
     counts = (2000 * world.probs).round()
     world.probs = counts / counts.sum()
@@ -55,18 +56,18 @@ def grid(t: float, num_steps: int) -> list[float]:
 
 
 def chain(world: UniformWorld, t: float, num_steps: int, *, greedy: bool = False) -> Tensor:
-    """The law of x0' given xt, (S, S), of the exact model in ``num_steps`` steps from ``t``."""
-    alphas, law = grid(t, num_steps), torch.eye(len(world.words)).double()
+    """The distribution of x0' given xt, (S, S), of the exact model in ``num_steps`` steps from ``t``."""
+    alphas, distribution = grid(t, num_steps), torch.eye(len(world.words)).double()
     for moves in world.moves(alphas[:-1] if greedy else alphas):
-        law = law @ moves
+        distribution = distribution @ moves
     if greedy:
         ends = world.encode(world.table(alphas[-2]).argmax(-1))
-        law = law @ torch.eye(len(ends)).double()[ends]
-    return law
+        distribution = distribution @ torch.eye(len(ends)).double()[ends]
+    return distribution
 
 
 def noised(world: UniformWorld, t: float) -> Tensor:
-    """The joint law of xt and x0, (S, S)."""
+    """The joint distribution of xt and x0, (S, S)."""
     return world.likelihoods(alpha_at(t)).prod(0) * world.probs
 
 
@@ -81,7 +82,9 @@ def joint_frequencies(world: UniformWorld, xt: Tensor, x0: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("removal", ["ancestral", "greedy"])
 @pytest.mark.parametrize("perturbed", [True, False])
-def test_pairs_of_an_exact_model_have_its_law(world: UniformWorld, perturbed: bool, removal: str) -> None:
+def test_pairs_of_an_exact_model_have_its_distribution(
+    world: UniformWorld, perturbed: bool, removal: str
+) -> None:
     """(xt, x0') against the enumerated chain: from noised text at uniform times, or from pure noise."""
     num_steps, greedy = 3, removal == "greedy"
     exact = maker(
@@ -92,20 +95,22 @@ def test_pairs_of_an_exact_model_have_its_law(world: UniformWorld, perturbed: bo
     made = {name: torch.from_numpy(array) for name, array in exact.make(torch.arange(NUM_PAIRS)).items()}
     times = ((torch.arange(200).double() + 0.5) / 200).tolist() if perturbed else [1.0]
     assert ((made["t"] == 1) == (not perturbed)).all()
-    laws: dict[bool, Tensor] = {}
+    distributions: dict[bool, Tensor] = {}
     for kind in (False, True):
         parts = []
         for t in times:
             start = noised(world, t).sum(1) if perturbed else torch.full((16,), 1 / 16).double()
             parts.append(start[:, None] * chain(world, t, num_steps, greedy=kind))
-        laws[kind] = torch.stack(parts).mean(0)
-    found, law = joint_frequencies(world, made["xt"], made["x0"]), laws[greedy]
-    assert total_variation(found, law) < tv_noise(law, NUM_PAIRS)
-    assert total_variation(laws[True], laws[False]) > 4 * tv_noise(law, NUM_PAIRS)
+        distributions[kind] = torch.stack(parts).mean(0)
+    found, distribution = joint_frequencies(world, made["xt"], made["x0"]), distributions[greedy]
+    assert total_variation(found, distribution) < tv_noise(distribution, NUM_PAIRS)
+    assert total_variation(distributions[True], distributions[False]) > 4 * tv_noise(distribution, NUM_PAIRS)
 
 
 def test_many_steps_make_pairs_of_text_and_its_noise(world: UniformWorld) -> None:
-    """So the exact teacher's pairs have the law of the data; few steps, or greedy ones, have another."""
+    """So the exact teacher's pairs have the distribution of the data; few steps, or greedy ones, have
+    another.
+    """
     data = noised(world, 0.7)
     start = data.sum(1, keepdim=True)
     errors = [total_variation(start * chain(world, 0.7, n), data) for n in (1, 16, 64, 256)]
@@ -192,17 +197,19 @@ class Table:
     def __init__(self, world: UniformWorld, probs: Tensor) -> None:
         self.world, self.logits = world, probs.log().requires_grad_()
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> UniformPrediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> UniformPrediction:
         head = torch.eye(self.world.size).double()
         return UniformPrediction(self.logits[self.world.encode(xt)], head, None, xt, torch.float64)
 
 
 def best_tables(world: UniformWorld, joint: Tensor, alpha: Tensor) -> dict[str, Tensor]:
-    """What the two losses lead to on pairs of the law ``joint`` (S, S): x_theta in all states (S, L, V)."""
-    law = torch.stack([joint @ onehot(world, world.words[:, i]) for i in range(world.length)], 1)
-    law = law / law.sum(-1, keepdim=True)
-    others = law / (1 + world.size * alpha / (1 - alpha) * onehot(world, world.words))
-    return {"cross-entropy": law, "nelbo": others / others.sum(-1, keepdim=True)}
+    """What the two losses lead to on pairs of the distribution ``joint`` (S, S): x_theta in all states (S,
+    L, V).
+    """
+    distribution = torch.stack([joint @ onehot(world, world.words[:, i]) for i in range(world.length)], 1)
+    distribution = distribution / distribution.sum(-1, keepdim=True)
+    others = distribution / (1 + world.size * alpha / (1 - alpha) * onehot(world, world.words))
+    return {"cross-entropy": distribution, "nelbo": others / others.sum(-1, keepdim=True)}
 
 
 def test_of_text_and_its_noise_the_best_is_the_leave_one_out_posterior(world: UniformWorld) -> None:
@@ -215,7 +222,8 @@ def test_of_text_and_its_noise_the_best_is_the_leave_one_out_posterior(world: Un
 @pytest.mark.parametrize("t", [0.6, 1.0])
 def test_the_targets_on_pairs(world: UniformWorld, t: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its own optimum each loss has no gradient, at the other's it has, on pairs that no noise made; and
-    one drawn step from the NELBO's optimum gives every position its law in the pairs, whatever the token."""
+    one drawn step from the NELBO's optimum gives every position its distribution in the pairs, whatever the
+    token."""
     counts = 1 + torch.randint(1, 9, (16, 16), generator=torch.Generator().manual_seed(0))
     cells = torch.arange(256).repeat_interleave(counts.flatten())
     states, x0 = cells // 16, world.words[cells % 16]
@@ -245,7 +253,7 @@ def test_the_targets_on_pairs(world: UniformWorld, t: float, monkeypatch: pytest
         assert slopes[name, name] < 1e-6 * slopes[name, other]
 
     start = joint.sum(1)
-    law = start[:, None] * torch.stack(
+    distribution = start[:, None] * torch.stack(
         [best["cross-entropy"][:, i][:, world.words[:, i]] for i in range(LENGTH)]
     ).prod(0)
     tokens = {}
@@ -257,13 +265,15 @@ def test_the_targets_on_pairs(world: UniformWorld, t: float, monkeypatch: pytest
         monkeypatch.setattr(module.objective, "denoise", answer)
         tokens[name] = module.generator.reverse(repeated, t, None, keys, 1).tokens
     found = {name: joint_frequencies(world, repeated, drawn) for name, drawn in tokens.items()}
-    assert total_variation(found["nelbo"], law) < tv_noise(law, len(repeated))
+    assert total_variation(found["nelbo"], distribution) < tv_noise(distribution, len(repeated))
     if t < 1:  # at t = 1 the own token says next to nothing
-        assert total_variation(found["cross-entropy"], law) > 2 * tv_noise(law, len(repeated))
+        assert total_variation(found["cross-entropy"], distribution) > 2 * tv_noise(
+            distribution, len(repeated)
+        )
 
 
 def total_correlation(world: UniformWorld, joint: Tensor) -> float:
-    """E over xt of TC(x0 | xt) in nats, of a joint law (S, S): what one step loses at its best."""
+    """E over xt of TC(x0 | xt) in nats, of a joint distribution (S, S): what one step loses at its best."""
     start = joint.sum(1)
     given = joint / start[:, None]
     each = torch.stack([given @ onehot(world, world.words[:, i]) for i in range(world.length)], 1)

@@ -72,9 +72,9 @@ def test_the_loss_is_a_pure_function_of_the_pair() -> None:
     moved = {name: value if name == "row" else value[shuffled] for name, value in batch.items()}
     torch.testing.assert_close(token_nll(module, moved), full[shuffled])
 
-    cond = batch["seed"][:, None].expand(-1, LENGTH)
+    mask_seeds = batch["seed"][:, None].expand(-1, LENGTH)
     sigma = module.objective.schedule.sigma(batch["t"])
-    log_probs = module.denoiser.denoise(batch["xt"], sigma, cond).full()
+    log_probs = module.denoiser.denoise(batch["xt"], sigma, mask_seeds).full()
     nll = -log_probs.gather(-1, batch["input_ids"].unsqueeze(-1)).squeeze(-1)
     expected = torch.where(batch["xt"] == SYMBOLS, nll / batch["t"][:, None].float(), 0.0)
     torch.testing.assert_close(full, expected)
@@ -120,24 +120,26 @@ class Table:
         blocked = torch.full((num_seeds, LENGTH, 1), -1e6, dtype=torch.float64)
         self.logits = torch.cat([probs.log().clamp(min=-50), blocked], -1).requires_grad_()
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor) -> Prediction:
-        assert (cond == cond[:, :1]).all()
-        seeds = cond[:, 0] if len(self.logits) > 1 else torch.zeros_like(cond[:, 0])
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor) -> Prediction:
+        assert (mask_seeds == mask_seeds[:, :1]).all()
+        seeds = mask_seeds[:, 0] if len(self.logits) > 1 else torch.zeros_like(mask_seeds[:, 0])
         return Prediction(
             self.logits[seeds], torch.eye(SYMBOLS + 1).double(), None, xt, SYMBOLS, torch.float64
         )
 
 
 def test_seeds_make_one_step_exact_and_a_single_mask_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the fully masked start, at the exact optimum of the objective on pairs seed -> x0 of a known law.
+    """From the fully masked start, at the exact optimum of the objective on pairs seed -> x0 of a known
+    distribution.
 
-    One mask state: the optimum is the product of the marginals; its one-step law has total correlation 0
-    and stays away from the pairs' law however good the network is. A seed for each pair: the optimum says
-    each pair's own text, and the one-step law over the seeds is that of the pairs.
+    One mask state: the optimum is the product of the marginals; its one-step distribution has total
+    correlation 0
+    and stays away from the pairs' distribution however good the network is. A seed for each pair: the
+    optimum says each pair's own text, and the one-step distribution over the seeds is that of the pairs.
     """
     counts = (512 * random_probs(SYMBOLS, LENGTH, seed=4, contrast=2.5)).round()
-    world = World(counts)  # the law of the pairs' texts, each in its own number of copies
-    x0, law = world.sequences.repeat_interleave(counts.flatten().long(), 0), world.probs
+    world = World(counts)  # the distribution of the pairs' texts, each in its own number of copies
+    x0, distribution = world.sequences.repeat_interleave(counts.flatten().long(), 0), world.probs
     num_pairs = len(x0)
     onehot = torch.nn.functional.one_hot(x0, SYMBOLS).double()
     marginals = onehot.mean(0, keepdim=True)
@@ -161,17 +163,18 @@ def test_seeds_make_one_step_exact_and_a_single_mask_cannot(monkeypatch: pytest.
         draws = 1 if name == "seeded" else 40
         seeds = batch["seed"].repeat(draws)
         keys = row_keys(1, Stream.SAMPLE, 0, torch.arange(len(seeds)))
-        xt, cond = batch["xt"].repeat(draws, 1), seeds[:, None].expand(-1, LENGTH)
-        one_step[name] = module.generator.reverse(xt, 1.0, cond, keys, 1).tokens
-    assert torch.equal(one_step["seeded"], x0)  # the law of the pairs, exactly
+        xt, mask_seeds = batch["xt"].repeat(draws, 1), seeds[:, None].expand(-1, LENGTH)
+        one_step[name] = module.generator.reverse(xt, 1.0, mask_seeds, keys, 1).tokens
+    assert torch.equal(one_step["seeded"], x0)  # the distribution of the pairs, exactly
     assert losses["seeded"] == pytest.approx(0, abs=1e-12)
 
     words = torch.tensor(list(product(range(SYMBOLS), repeat=LENGTH)))
     independent = torch.stack([marginals[0, j, words[:, j]] for j in range(LENGTH)]).prod(0)
     found = torch.bincount(world.encode(one_step["single"], SYMBOLS), minlength=len(words)).double()
     assert total_variation(found / found.sum(), independent) < tv_noise(independent, int(found.sum()))
-    assert total_variation(independent, law) > 0.25
-    # What is lost is the total correlation: sum of the marginals' entropies less that of the pairs' law.
+    assert total_variation(independent, distribution) > 0.25
+    # What is lost is the total correlation: sum of the marginals' entropies less that of the pairs'
+    # distribution.
     assert losses["single"] - world.entropy == pytest.approx(world.total_correlation(), rel=1e-9)
     assert world.total_correlation() > 0.3
 
@@ -192,10 +195,10 @@ def test_rectification_does_not_increase_the_conditional_total_correlation() -> 
         return float(world.probs[fits].sum()) * (1 - alpha) ** masked * alpha ** (LENGTH - masked)
 
     def made_from(start: list[int], num_steps: int) -> World:
-        """The law of x0' given xt = start, as a world of its own."""
+        """The distribution of x0' given xt = start, as a world of its own."""
         alphas = torch.linspace(alpha, 1, num_steps + 1, dtype=torch.float64).tolist()
-        law = world.law(alphas, start=start)[world.encode(world.words, 3)]
-        return World(law.view((2,) * LENGTH))
+        distribution = world.distribution(alphas, start=start)[world.encode(world.words, 3)]
+        return World(distribution.view((2,) * LENGTH))
 
     original = sum(start_probability(s) * world.total_correlation(s) for s in starts)
     rectified = [

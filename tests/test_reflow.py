@@ -1,4 +1,6 @@
-"""Reflow pairs: their law, one row a function of (seed, row), killed and continued, and who may read them."""
+"""Reflow pairs: their distribution, one row a function of (seed, row), killed and continued, and who may
+read them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def maker(*overrides: str, world: Any = None) -> PairMaker:
     if world is not None:
         exact, objective = world.denoiser(), module.objective
         objective.denoise = lambda _, *seen: exact.denoise(*seen)
-        objective.draw_cond, objective.refresh_cond = exact.draw_cond, exact.refresh_cond
+        objective.draw_seeds, objective.refresh_seeds = exact.draw_seeds, exact.refresh_seeds
     else:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -64,11 +66,12 @@ def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray], rows: sli
     return all(np.array_equal(first[name][rows], second[name]) for name in FILES)
 
 
-# The law --------------------------------------------------------------------------------------------
+# The distribution
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", ["log-linear", "cosine"])
-def test_pairs_of_an_exact_model_have_the_law_of_data_and_its_noise(noise: str) -> None:
+def test_pairs_of_an_exact_model_have_the_distribution_of_data_and_its_noise(noise: str) -> None:
     """(xt, x0') must be distributed as (xt, x0), masks at the schedule's own rate, times uniform."""
     counts = (2000 * random_probs(SYMBOLS, LENGTH, seed=3, contrast=2.0)).round()
     world, num_pairs = World(counts), 20_000
@@ -83,13 +86,13 @@ def test_pairs_of_an_exact_model_have_the_law_of_data_and_its_noise(noise: str) 
     rate = exact.module.objective.schedule.masked(t)[:, None]
     pattern = (rate**masked * (1 - rate) ** (LENGTH - masked)).mean(0)
     fits = ((world.digits[:, None] == world.words) | (world.digits[:, None] == SYMBOLS)).all(-1)
-    law = pattern[:, None] * fits * world.probs  # (words with masks, clean words)
-    assert law.sum() == pytest.approx(1)
+    distribution = pattern[:, None] * fits * world.probs  # (words with masks, clean words)
+    assert distribution.sum() == pytest.approx(1)
 
     xt, x0 = (torch.from_numpy(made[name]).long() for name in ("xt", "x0"))
     cell = world.encode(world.visible(xt), SYMBOLS + 1) * len(world.words) + world.encode(x0, SYMBOLS)
-    found = torch.bincount(cell, minlength=law.numel()).double() / num_pairs
-    assert total_variation(found, law.flatten()) < tv_noise(law, num_pairs)
+    found = torch.bincount(cell, minlength=distribution.numel()).double() / num_pairs
+    assert total_variation(found, distribution.flatten()) < tv_noise(distribution, num_pairs)
     assert made["nfe"].tolist() == (xt == SYMBOLS).sum(-1).tolist()
     times = torch.from_numpy(made["t"])
     assert times.min() > 0 and times.max() <= 1
@@ -98,13 +101,15 @@ def test_pairs_of_an_exact_model_have_the_law_of_data_and_its_noise(noise: str) 
 
     one_step = maker(f"noise={noise}", "sampling.steps=1", "reflow.perturbed_rect=False", world=world)
     x0 = torch.from_numpy(one_step.make(torch.arange(num_pairs))["x0"])
-    clean = total_variation(world.frequencies(x0.long()).double(), world.data_law)
-    assert clean > 5 * tv_noise(world.data_law, num_pairs)  # what a wrong law looks like
+    clean = total_variation(world.frequencies(x0.long()).double(), world.data_distribution)
+    assert clean > 5 * tv_noise(world.data_distribution, num_pairs)  # what a wrong distribution looks like
 
 
 @pytest.mark.parametrize("fix_eps", [False, True])
 def test_all_masks_of_a_pair_start_with_the_noise_of_its_seed(fix_eps: bool) -> None:
-    """(bit of the seed, x0') has the law of the enumerated chain that starts with this bit everywhere."""
+    """(bit of the seed, x0') has the distribution of the enumerated chain that starts with this bit
+    everywhere.
+    """
     world, num_pairs, num_steps = NoisyWorld(SYMBOLS, LENGTH, seed=1), 20_000, 3
     noisy = maker(
         "algo=imdm",
@@ -120,14 +125,16 @@ def test_all_masks_of_a_pair_start_with_the_noise_of_its_seed(fix_eps: bool) -> 
     bits = random_bits(torch.from_numpy(made["seed"]), 1)[:, 0] & 1
     words = world.encode(world.digits.clamp(max=SYMBOLS), SYMBOLS + 1)
     for bit in (0, 1):
-        law = (world.digits == SYMBOLS + bit).all(-1).double()
+        distribution = (world.digits == SYMBOLS + bit).all(-1).double()
         for alpha_t, alpha_s in pairwise(alphas):
-            law = law @ world.transition(alpha_t, alpha_s, reset=not fix_eps)
-        law = torch.zeros((SYMBOLS + 1) ** LENGTH, dtype=torch.float64).index_add(0, words, law)
+            distribution = distribution @ world.transition(alpha_t, alpha_s, reset=not fix_eps)
+        distribution = torch.zeros((SYMBOLS + 1) ** LENGTH, dtype=torch.float64).index_add(
+            0, words, distribution
+        )
         found = world.frequencies(torch.from_numpy(made["x0"]).long()[bits == bit]).double()
-        assert total_variation(found, law) < tv_noise(law, int((bits == bit).sum()))
+        assert total_variation(found, distribution) < tv_noise(distribution, int((bits == bit).sum()))
         other = world.frequencies(torch.from_numpy(made["x0"]).long()[bits != bit]).double()
-        assert total_variation(other, law) > 2 * tv_noise(law, num_pairs // 2)
+        assert total_variation(other, distribution) > 2 * tv_noise(distribution, num_pairs // 2)
 
 
 def test_stored_seeds_replay_the_noise(tmp_path: Path) -> None:

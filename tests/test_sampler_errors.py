@@ -12,7 +12,7 @@ from diffusion.noise import get_schedule
 from diffusion.randomness import row_keys
 from samplers import KeyedDraws, SamplerSettings, certainty, get_sampler, p2, remdm
 from scripts.samplers import errors
-from scripts.samplers.law import parallel_law, planned_law
+from scripts.samplers.distribution import parallel_distribution, planned_distribution
 from tests.worlds import World, random_probs, total_variation, tv_noise
 
 SCHEDULE = get_schedule("log-linear", 1e-3)
@@ -33,38 +33,43 @@ NUM_SAMPLES = 6000
 def test_enumerated_is_what_is_sampled(name: str, own: Any, order: str, more: dict[str, Any]) -> None:
     world = World(random_probs(2, 4, contrast=2.5), mask_id=1)
     case = errors.Case("", name, own, order, tuple(more.items()))
-    law, calls = errors.law_of(case, world, 3)
-    assert float(law.sum()) == pytest.approx(1) and float(law[world.data_law == 0].sum()) < 1e-9
+    distribution, calls = errors.distribution_of(case, world, 3)
+    assert (
+        float(distribution.sum()) == pytest.approx(1)
+        and float(distribution[world.data_distribution == 0].sum()) < 1e-9
+    )
     sampler = get_sampler(name, order=order)(
         world.denoiser(), SCHEDULE, 1, SamplerSettings(3, own=own, **more)
     )
     draws = KeyedDraws(row_keys(0, 2, 0, torch.arange(NUM_SAMPLES)))
     samples = sampler.sample(torch.full((NUM_SAMPLES, 4), 1), 1.0, None, draws)
-    assert total_variation(world.frequencies(samples.tokens).double(), law) < tv_noise(law, NUM_SAMPLES)
+    assert total_variation(world.frequencies(samples.tokens).double(), distribution) < tv_noise(
+        distribution, NUM_SAMPLES
+    )
     assert float(samples.nfe.double().mean()) == pytest.approx(calls, abs=0.06)
 
 
 def test_a_token_a_call_is_exact_in_any_order() -> None:
     world = World(random_probs(2, 4))
-    assert total_variation(parallel_law(world, 4)[0], world.data_law) < 1e-12
+    assert total_variation(parallel_distribution(world, 4)[0], world.data_distribution) < 1e-12
     for name in ("confidence", "margin", "entropy"):
         sampler = get_sampler(name)(world.denoiser(), SCHEDULE, 2, SamplerSettings(4))
-        law, calls = planned_law(world, sampler)
-        assert total_variation(law, world.data_law) < 1e-12 and calls == pytest.approx(4)
+        distribution, calls = planned_distribution(world, sampler)
+        assert total_variation(distribution, world.data_distribution) < 1e-12 and calls == pytest.approx(4)
 
 
 def test_numbers_by_hand() -> None:
     """Two equal bits, drawn apart: each of four words 1/4; drawn both as 0: half of the data is lost."""
     world = World(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
-    law = torch.zeros_like(world.data_law)
-    law[world.encode(world.words, 3)] = 0.25
-    found = errors.error(world, (law, 1.0))
+    distribution = torch.zeros_like(world.data_distribution)
+    distribution[world.encode(world.words, 3)] = 0.25
+    found = errors.error(world, (distribution, 1.0))
     log2 = float(torch.tensor(2.0).log())
     assert (found.tv, found.no_data, found.support_lost) == (0.5, 0.5, 0.0)
     assert found.kl == pytest.approx(log2) and found.entropy_lost == pytest.approx(-log2)
-    law = torch.zeros_like(law)
-    law[0] = 1.0
-    found = errors.error(world, (law, 1.0))
+    distribution = torch.zeros_like(distribution)
+    distribution[0] = 1.0
+    found = errors.error(world, (distribution, 1.0))
     assert (found.tv, found.support_lost, found.kl) == (0.5, 0.5, float("inf"))
     assert found.entropy_lost == pytest.approx(log2)
 

@@ -32,12 +32,12 @@ class Recorder(NoisyDenoiser):
         self.sigmas: list[Tensor] = []
         self.conds: list[Tensor] = []
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
-        assert cond is not None
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
+        assert mask_seeds is not None
         self.inputs.append(xt)
         self.sigmas.append(sigma)
-        self.conds.append(cond)
-        return super().denoise(xt, sigma, cond)
+        self.conds.append(mask_seeds)
+        return super().denoise(xt, sigma, mask_seeds)
 
 
 def keys(rows: Tensor, seed: int = 0) -> Tensor:
@@ -55,10 +55,10 @@ def run(
 ) -> Samples:
     """Sample global rows ``rows`` (B,) from ids ``xt`` (B, L)."""
     denoiser = denoiser or NoisyDenoiser(WORLD)
-    cond = denoiser.draw_cond(row_keys(0, 1, 0, rows), WORLD.length)
+    mask_seeds = denoiser.draw_seeds(row_keys(0, 1, 0, rows), WORLD.length)
     settings = SamplerSettings(**{"num_steps": 16} | settings)
     sampler = get_sampler(name)(denoiser, SCHEDULE, M, settings)
-    return sampler.sample(xt, t, cond, KeyedDraws(keys(rows)), on_step=on_step)
+    return sampler.sample(xt, t, mask_seeds, KeyedDraws(keys(rows)), on_step=on_step)
 
 
 def mixed_start(batch: int) -> tuple[Tensor, Tensor]:
@@ -73,12 +73,12 @@ def test_replay_and_batch_layout(name: str) -> None:
     rows = torch.arange(64)
     whole = run(name, rows, xt, t)
     again = run(name, rows, xt, t)
-    assert torch.equal(whole.tokens, again.tokens) and torch.equal(whole.cond, again.cond)
+    assert torch.equal(whole.tokens, again.tokens) and torch.equal(whole.mask_seeds, again.mask_seeds)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     parts = Samples.concatenate([run(name, part, xt[part], t[part]) for part in order.split(7)])
     assert torch.equal(parts.tokens, whole.tokens[order])
     assert torch.equal(parts.nfe, whole.nfe[order])
-    assert torch.equal(parts.cond, whole.cond[order])
+    assert torch.equal(parts.mask_seeds, whole.mask_seeds[order])
     assert not torch.equal(run(name, rows + 64, xt, t).tokens, whole.tokens)
 
 
@@ -94,7 +94,7 @@ def test_cache_equals_ancestral_token_by_token(settings: dict) -> None:
         for name, path in paths.items()
     )
     assert torch.equal(torch.stack(paths["ancestral"]), torch.stack(paths["ancestral_cache"]))
-    assert torch.equal(plain.cond, cached.cond)
+    assert torch.equal(plain.mask_seeds, cached.mask_seeds)
     assert (cached.nfe < plain.nfe).all()
 
 
@@ -172,8 +172,8 @@ def test_first_hits_happen_at_the_right_times(schedule: str) -> None:
     recorder = Recorder(WORLD)
     xt = torch.tensor([[M, 1, M]]).expand(num_rows, -1)
     sampler = get_sampler("first_hitting")(recorder, schedule, M, SamplerSettings(1))
-    cond = recorder.draw_cond(keys(torch.arange(num_rows), 1), 3)
-    sampler.sample(xt, 0.8, cond, KeyedDraws(keys(torch.arange(num_rows))))
+    mask_seeds = recorder.draw_seeds(keys(torch.arange(num_rows), 1), 3)
+    sampler.sample(xt, 0.8, mask_seeds, KeyedDraws(keys(torch.arange(num_rows))))
     start = 1 - schedule.alpha(torch.tensor(0.8, dtype=torch.float64))
     first, second = (1 - (-sigma.double()).exp() for sigma in recorder.sigmas)
     for u in ((first / start) ** 2, second / first):
@@ -183,12 +183,12 @@ def test_first_hits_happen_at_the_right_times(schedule: str) -> None:
     assert (left.sum(-1) == 1).all() and abs(float(left[:, 0].double().mean()) - 0.5) < 0.03
     # Between the start and the first hit each mask kept its seed with probability alpha_t / alpha_s. The
     # difference of indicator and probability has mean 0; 10,000 of them, standard error below 0.005.
-    kept = (recorder.conds[0] == cond)[:, [0, 2]].double()
+    kept = (recorder.conds[0] == mask_seeds)[:, [0, 2]].double()
     chance = (1 - start) / (1 - first)
     assert abs(float((kept - chance[:, None]).mean())) < 0.025
     likely = chance[:, None] > 0.5  # so that a constant rate does not pass
     assert abs(float(((kept - chance[:, None]) * likely).mean())) < 0.025
-    assert (recorder.conds[0] == cond)[:, 1].all()  # clean positions have no noise to draw
+    assert (recorder.conds[0] == mask_seeds)[:, 1].all()  # clean positions have no noise to draw
 
 
 @pytest.mark.parametrize(
@@ -199,20 +199,20 @@ def test_kept_and_renewed_noise(reset: bool, name: str) -> None:
     num_rows, t = 10_000, 0.9
     recorder, rows = Recorder(WORLD), torch.arange(10_000)
     xt = torch.full((num_rows, 3), M)
-    cond = recorder.draw_cond(row_keys(0, 1, 0, rows), 3)
+    mask_seeds = recorder.draw_seeds(row_keys(0, 1, 0, rows), 3)
     removal = {} if name == "first_hitting" else {"noise_removal": "none", "num_steps": 1, "grid_eps": 0.6}
     samples = run(name, rows, xt, t, recorder, reset=reset, **removal)
     if not reset:
-        assert torch.equal(samples.cond, cond)
+        assert torch.equal(samples.mask_seeds, mask_seeds)
         return
     alphas = SCHEDULE.alpha(torch.tensor([0.9, 0.54], dtype=torch.float64))
     expected = reverse_probabilities(*alphas)
-    still, same = samples.tokens == M, samples.cond == cond
+    still, same = samples.tokens == M, samples.mask_seeds == mask_seeds
     assert same[~still].all()
     assert float((still & ~same).double().mean()) == pytest.approx(float(expected.reset), abs=0.015)
     assert float((still & same).double().mean()) == pytest.approx(float(expected.keep), abs=0.015)
     assert float((~still).double().mean()) == pytest.approx(float(expected.unmask), abs=0.015)
-    fresh = samples.cond[still & ~same]
+    fresh = samples.mask_seeds[still & ~same]
     assert len(fresh.unique()) == len(fresh)
 
 
@@ -254,12 +254,12 @@ def test_reverse_step_stands_on_its_own() -> None:
     xt, t = mixed_start(100)
     draws, denoiser = KeyedDraws(keys(torch.arange(100))), NoisyDenoiser(WORLD)
     sampler = Ancestral(denoiser, SCHEDULE, M, SamplerSettings(num_steps=2))
-    state = State(xt, t, denoiser.draw_cond(keys(torch.arange(100), 1), 3))
+    state = State(xt, t, denoiser.draw_seeds(keys(torch.arange(100), 1), 3))
     alpha_t = SCHEDULE.alpha(t)
     decision = decide(xt == M, alpha_t, (1 + alpha_t) / 2, draws.actions(0, 3))
     after = sampler.reverse_step(0, state, decision, sampler.predict(state), draws)
     assert torch.equal(after.x != xt, decision.unmask)
-    assert torch.equal(after.cond != state.cond, decision.reset)
+    assert torch.equal(after.mask_seeds != state.mask_seeds, decision.reset)
     assert decision.unmask.any() and decision.reset.any() and torch.equal(after.t, t)
 
 

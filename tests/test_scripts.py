@@ -176,7 +176,7 @@ def test_pairs_perplexities_and_texts_are_those_of_the_table(composed: dict[str,
         "eval": ("ppl_eval", {"lm1b": 64, "owt": 16}),
         "zero": ("zero_shot", {"owt": 16}),
         "gen": ("sample_eval_with_tc", {"lm1b": 64, "owt": 32, "owt_large": 32}),
-        "cond": ("cond_sample_eval_with_tc", {"owt": 8, "owt_large": 8}),
+        "mask_seeds": ("cond_sample_eval_with_tc", {"owt": 8, "owt_large": 8}),
     }
     written = {"seed": 42, "sampling.steps": [1024]}
     further = {
@@ -184,7 +184,7 @@ def test_pairs_perplexities_and_texts_are_those_of_the_table(composed: dict[str,
         "eval": {},
         "zero": {"data.insert_valid_eos": False},
         "gen": {**written, "sampling.temperature": 1.0, "sampling.noise_removal": "ancestral"},
-        "cond": {**written, "sampling.num_sample_batches": 32, "cond_sampling.num_cont_per_prefix": 5},
+        "mask_seeds": {**written, "sampling.num_sample_batches": 32, "cond_sampling.num_cont_per_prefix": 5},
     }
     seen = set()
     for script, cfg in composed.items():

@@ -1,4 +1,4 @@
-"""SDTT and IM-SDTT: the law of the targets on enumerable worlds, the loss, the rounds, resumption.
+"""SDTT and IM-SDTT: the distribution of the targets on enumerable worlds, the loss, the rounds, resumption.
 
 Shapes: B rows, L positions, K teacher evaluations.
 """
@@ -63,7 +63,7 @@ def test_the_default_plan_has_seven_rounds_in_70000_steps() -> None:
     assert not plan.is_over(79_999) and plan.is_over(80_000)
 
 
-# The law of the targets ---------------------------------------------------------------------------
+# The distribution of the targets ---------------------------------------------------------------------------
 
 
 def exact_mean_target(world: World | NoisyWorld, start: Tensor, alphas: Tensor, reset: bool) -> Tensor:
@@ -73,12 +73,12 @@ def exact_mean_target(world: World | NoisyWorld, start: Tensor, alphas: Tensor, 
     """
     first = world.visible(start)
     agrees = (world.digits.clamp(max=world.num_symbols) == first).all(-1)
-    law, mean = agrees / agrees.sum().double(), torch.zeros(world.length, world.num_symbols)
+    distribution, mean = agrees / agrees.sum().double(), torch.zeros(world.length, world.num_symbols)
     for k, (alpha_t, alpha_s) in enumerate(alphas.tolist()):
         is_masked = (world.digits >= world.num_symbols).double()
         leaves = 1.0 if k == len(alphas) - 1 else (alpha_s - alpha_t) / (1 - alpha_t)
-        mean = mean + leaves * torch.einsum("s,sl,slk->lk", law, is_masked, world.table)
-        law = law @ world.transition(alpha_t, alpha_s, reset)
+        mean = mean + leaves * torch.einsum("s,sl,slk->lk", distribution, is_masked, world.table)
+        distribution = distribution @ world.transition(alpha_t, alpha_s, reset)
     return mean
 
 
@@ -92,8 +92,8 @@ def targets_of(
     )
     mask_id = denoiser.world.mask_id  # type: ignore[attr-defined]
     sampler = Ancestral(denoiser, SCHEDULE, mask_id, SamplerSettings(num_steps, reset=reset))
-    cond = denoiser.draw_cond(keys, xt.shape[1])
-    return teacher_targets(sampler, xt, cond, times, dt, KeyedDraws(keys), sees_time=sees_time)[0]
+    mask_seeds = denoiser.draw_seeds(keys, xt.shape[1])
+    return teacher_targets(sampler, xt, mask_seeds, times, dt, KeyedDraws(keys), sees_time=sees_time)[0]
 
 
 WORLDS = {
@@ -107,7 +107,7 @@ WORLDS = {
 @pytest.mark.parametrize(
     ("name", "reset"), [("one mask", False), ("mask noise", False), ("mask noise", True)]
 )
-def test_mean_targets_have_the_law_of_the_teachers_steps(
+def test_mean_targets_have_the_distribution_of_the_teachers_steps(
     name: str, reset: bool, num_steps: int, exact: bool
 ) -> None:
     """Means of n rollouts; the tolerance is 4.5 standard errors, of 6 to 9 numbers a case."""
@@ -135,7 +135,7 @@ def test_one_step_is_the_teacher_itself(name: str) -> None:
     xt = torch.full((50, 3), world.mask_id)
     keys = row_keys(0, Stream.TRAIN_TEACHER, 0, torch.arange(50))
     denoiser = world.denoiser()
-    itself = denoiser.denoise(xt, torch.zeros(50), denoiser.draw_cond(keys, 3))
+    itself = denoiser.denoise(xt, torch.zeros(50), denoiser.draw_seeds(keys, 3))
     assert torch.equal(targets_of(denoiser, xt, 1, 0.5).full(), itself.full())
 
 
@@ -154,9 +154,9 @@ def test_only_rows_that_changed_are_asked_again(reset: bool) -> None:
     class Counting(type(world.denoiser())):
         asked = 0
 
-        def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
+        def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
             self.asked += len(xt)
-            return super().denoise(xt, sigma, cond)
+            return super().denoise(xt, sigma, mask_seeds)
 
     xt = torch.full((400, 3), world.mask_id)
     lazy, full = Counting(world), Counting(world)
@@ -179,17 +179,17 @@ def another_teacher(module: TrainerBase) -> TrainerBase:
 
 
 def naive_targets(
-    module: TrainerBase, xt: Tensor, t: Tensor, cond: Tensor | None, num_steps: int
+    module: TrainerBase, xt: Tensor, t: Tensor, mask_seeds: Tensor | None, num_steps: int
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (B, L, V) of the targets at all steps, and the student's noise, by definition."""
     draws = KeyedDraws(row_keys(module.config.seed, Stream.TRAIN_TEACHER, 3, torch.arange(len(xt))))
-    dt, x, target, seen = module.objective.plan.dt(module.rounds.round), xt, None, cond
+    dt, x, target, seen = module.objective.plan.dt(module.rounds.round), xt, None, mask_seeds
     positions = torch.arange(xt.shape[1]).expand(xt.shape)
     for step in range(num_steps):
         now = t if step == 0 else (t - num_steps * dt * step / (num_steps - 1)).clamp(min=1e-3)
         sigma = module.objective.schedule.sigma(now).float()
-        seen = cond
-        log_p = module.rounds.teacher.denoise(x, sigma, cond).full()
+        seen = mask_seeds
+        log_p = module.rounds.teacher.denoise(x, sigma, mask_seeds).full()
         is_masked = (x == module.mask_id).unsqueeze(-1)
         target = log_p if target is None else torch.where(is_masked, log_p, target)
         alpha_s = module.objective.schedule.alpha(now - dt).clamp(max=1)
@@ -199,7 +199,7 @@ def naive_targets(
         tokens = draws.tokens(step, log_p.double().flatten(0, 1), rows.flatten(), positions.flatten())
         x = torch.where(decision.unmask, tokens.view(x.shape), x)
         if not module.config.algo.sdtt_fix_eps:
-            cond = module.objective.refresh_cond(cond, decision.reset, draws.cond_keys(step))
+            mask_seeds = module.objective.refresh_seeds(mask_seeds, decision.reset, draws.cond_keys(step))
     return target, seen
 
 
@@ -207,8 +207,8 @@ def naive_loss(module: TrainerBase, data: dict[str, Tensor], num_steps: int) -> 
     """Mean KL(student || teacher) over the masked positions that count, from whole log-probabilities."""
     noised = module.objective.noised(data, 3, BATCH, True)
     t = module.objective.schedule.inverse(torch.exp(-noised.sigma))
-    target, cond = naive_targets(module, noised.xt, t, noised.cond, num_steps)
-    log_q = module.denoiser.denoise(noised.xt, noised.sigma, cond).full()
+    target, mask_seeds = naive_targets(module, noised.xt, t, noised.mask_seeds, num_steps)
+    log_q = module.denoiser.denoise(noised.xt, noised.sigma, mask_seeds).full()
     kl = (log_q.exp() * (log_q - target)).sum(-1)
     return kl[(noised.xt == module.mask_id) & noised.loss_mask].mean()
 
@@ -251,7 +251,7 @@ def test_as_mdlm_is_an_mdlm_with_nothing_added() -> None:
     assert {n: v.shape for n, v in mdlm.state_dict().items()} == {
         n: v.shape for n, v in sdtt.state_dict().items()
     }
-    assert sdtt.objective.draw_cond(torch.arange(2), LENGTH) is None
+    assert sdtt.objective.draw_seeds(torch.arange(2), LENGTH) is None
     fixed, reset = (
         another_teacher(build(SDTT, "algo.as_mdlm=True", f"algo.sdtt_fix_eps={choice}", *FEW))
         for choice in (True, False)

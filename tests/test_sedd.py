@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_algo import BATCH, batch, build
 from test_objectives import LENGTH, patterns
-from test_samplers import assert_law, grid_alphas, masked
+from test_samplers import assert_distribution, grid_alphas, masked
 from test_training import run
 from torch import Tensor
 from worlds import ExactDenoiser, World, random_probs
@@ -86,8 +86,10 @@ class ExactScore(ExactDenoiser):
 
     bias = 0.0
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Score:
-        features = super().denoise(xt, sigma, cond).full() + math.log(self.world.num_symbols) + self.bias
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Score:
+        features = (
+            super().denoise(xt, sigma, mask_seeds).full() + math.log(self.world.num_symbols) + self.bias
+        )
         head = torch.eye(self.world.vocab_size).double()
         return Score(features, head, None, xt, self.world.mask_id, sigma, torch.float64)
 
@@ -116,15 +118,17 @@ def test_the_exact_score_has_mdlms_nelbo_and_any_other_a_larger_one(mask_id: int
 
 
 @pytest.mark.parametrize("name", ["analytic", "ancestral", "first_hitting"])
-def test_samples_of_the_exact_score_have_the_law(name: str) -> None:
+def test_samples_of_the_exact_score_have_the_distribution(name: str) -> None:
     """Other samplers than its own read x_theta, the normalised score, which a wrong sum does not touch."""
     world, num = World(random_probs(3, 3), mask_id=1), 20_000
     denoiser = ExactScore(world)
     denoiser.bias = 0.0 if name == "analytic" else 0.7
     sampler = get_sampler(name)(denoiser, SCHEDULE, world.mask_id, SamplerSettings(num_steps=4))
     samples = sampler.sample(masked(world, num), 1.0, None, KeyedDraws(row_keys(0, 2, 0, torch.arange(num))))
-    law = world.data_law if name == "first_hitting" else world.law(grid_alphas(SCHEDULE, 4))
-    assert_law(world, samples.tokens, law)
+    distribution = (
+        world.data_distribution if name == "first_hitting" else world.distribution(grid_alphas(SCHEDULE, 4))
+    )
+    assert_distribution(world, samples.tokens, distribution)
 
 
 def test_low_variance_and_count_forms() -> None:

@@ -1,4 +1,6 @@
-"""Windows that slide over a longer text: their law on a Markov chain, what is kept and what is drawn."""
+"""Windows that slide over a longer text: their distribution on a Markov chain, what is kept and what is
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def keys(stream: int, number: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "order"), [("first_hitting", "random"), ("ancestral", "spread")])
-def test_a_window_that_sees_enough_gives_the_law_of_the_whole(name: str, order: str) -> None:
+def test_a_window_that_sees_enough_gives_the_distribution_of_the_whole(name: str, order: str) -> None:
     """A chain of 8 tokens through windows of 4: what a stride keeps is all that its tokens depend on."""
     window_world, whole = World(chain(0.8, 4)), World(chain(0.8, 8).clone())
     sampler = get_sampler(name, "absorbing", order)(
@@ -40,8 +42,8 @@ def test_a_window_that_sees_enough_gives_the_law_of_the_whole(name: str, order: 
             window, xt, keys(1, NUM_SAMPLES), keys(2, NUM_SAMPLES), 2
         )
         index = (samples.tokens * 2 ** torch.arange(7, -1, -1)).sum(-1)
-        law = torch.bincount(index, minlength=256) / NUM_SAMPLES
-        assert total_variation(law.double(), whole.probs) < tv_noise(whole.probs, NUM_SAMPLES)
+        distribution = torch.bincount(index, minlength=256) / NUM_SAMPLES
+        assert total_variation(distribution.double(), whole.probs) < tv_noise(whole.probs, NUM_SAMPLES)
         assert (samples.nfe == 4 + num_strides * stride_length).all()
         assert samples.forward_passes == 4 + num_strides * stride_length
     # Windows that keep nothing would miss it by far.
@@ -57,12 +59,12 @@ def test_what_a_stride_keeps_and_draws() -> None:
 
     def window(xt: Tensor, start_keys: Tensor, draw_keys: Tensor) -> Samples:
         seen.append((xt, start_keys, draw_keys))
-        cond = denoiser.draw_cond(start_keys, 3)
-        return sampler.sample(xt, 1.0, cond, KeyedDraws(draw_keys))
+        mask_seeds = denoiser.draw_seeds(start_keys, 3)
+        return sampler.sample(xt, 1.0, mask_seeds, KeyedDraws(draw_keys))
 
     xt = torch.full((50, 3), 3)
     samples = Strides(2, 3).sample(window, xt, keys(1, 50), keys(2, 50), 3)
-    assert samples.tokens.shape == samples.cond.shape == (50, 9) and not (samples.tokens == 3).any()
+    assert samples.tokens.shape == samples.mask_seeds.shape == (50, 9) and not (samples.tokens == 3).any()
     for stride, (given, _, _) in enumerate(seen[1:], 1):
         end = 3 + 2 * (stride - 1)
         assert torch.equal(given[:, :1], samples.tokens[:, end - 1 : end]) and (given[:, 1:] == 3).all()

@@ -49,7 +49,7 @@ def batch(device: str) -> tuple[Tensor, Tensor, Tensor]:
 def loss(network: DiT, *, twice: bool = False, embed: bool = False) -> Tensor:
     """What algorithms do: the head outside, the body twice (D3PM), embeddings before the body (Duo)."""
     ids, sigma, seeds = batch(str(next(network.parameters()).device))
-    given = {"embedded": network.embedding[ids].tanh()} if embed else {"cond": seeds}
+    given = {"embedded": network.embedding[ids].tanh()} if embed else {"mask_seeds": seeds}
     features = network.body(ids, sigma, **given)
     head = network.head
     value = torch.nn.functional.linear(features, head.weight, head.bias).square().mean()

@@ -25,8 +25,8 @@ from data import downloads, table, text8
 from data.batching import GlobalBatchSampler
 from data.dataset import TokenDataset, window
 from data.downloads import PublishedFile
-from data.places import SourceChoice
-from data.prepare import Recipe, prepare
+from data.places import SourceOverride
+from data.prepare import PreprocessingConfig, prepare
 from data.table import SOURCES, HubSource, RunningText
 from data.tokenizers import get_tokenizer
 
@@ -34,7 +34,7 @@ TEXT8 = get_tokenizer("text8")
 PARQUET = "refs/convert/parquet"
 
 
-def texts_of(wanted: Recipe) -> list[str]:
+def texts_of(wanted: PreprocessingConfig) -> list[str]:
     """The documents as the model sees them: unwrapped, in the letters of text8 (others are [UNK])."""
     ids = all_ids(prepare(replace(wanted, wrap=False, length=40), TEXT8))
     return [text.split("[BOS]")[1].split("[EOS]")[0] for text in TEXT8.batch_decode(ids)]
@@ -234,7 +234,7 @@ def test_the_archive_of_lm1b(
     copy = tmp_path / "elsewhere" / "lm1b.tar.gz"
     copy.parent.mkdir()
     copy.write_bytes(content.getvalue())
-    chosen = recipe("lm1b", tmp_path, choice=SourceChoice(path=str(copy)), cache_dir=tmp_path / "fresh")
+    chosen = recipe("lm1b", tmp_path, choice=SourceOverride(path=str(copy)), cache_dir=tmp_path / "fresh")
     assert texts_of(chosen) == ["one", "two[UNK] three", "four"]
     copy.write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"the sha256 of .*lm1b.tar.gz is .*, not .*; delete it"):
@@ -291,10 +291,10 @@ def test_the_column_of_local_copies(offline: None, tmp_path: Path) -> None:
     for name, column in [("one", "sentence"), ("two", "text"), ("three", "content")]:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({column: "a", "other": "b"}) + "\n")
     for name, column, found in [("one", None, "a"), ("two", None, "a"), ("three", "content", "a")]:
-        choice = SourceChoice(path=f"{tmp_path}/{name}.jsonl", column=column)
+        choice = SourceOverride(path=f"{tmp_path}/{name}.jsonl", column=column)
         assert texts_of(recipe("ptb", tmp_path, choice=choice)) == [found]
     for name, column in [("three", None), ("two", "content")]:
-        choice = SourceChoice(path=f"{tmp_path}/{name}.jsonl", column=column)
+        choice = SourceOverride(path=f"{tmp_path}/{name}.jsonl", column=column)
         with pytest.raises(ValueError, match=f"no column '{column or 'sentence'}'.*data.source.column"):
             texts_of(recipe("ptb", tmp_path, choice=choice))
 
@@ -302,14 +302,14 @@ def test_the_column_of_local_copies(offline: None, tmp_path: Path) -> None:
 def test_what_the_user_says_wins(hub: Hub, tmp_path: Path) -> None:
     hub.sets["my/news"] = {"dev": ["a , b"]}
     hub.column = "content"
-    choice = SourceChoice("my/news", config="x", data_dir="y", revision="z", split="dev", column="content")
+    choice = SourceOverride("my/news", config="x", data_dir="y", revision="z", split="dev", column="content")
     assert texts_of(recipe("lm1b", tmp_path, choice=choice)) == ["a[UNK] b"], "under the rules of the row"
     assert hub.asked == [("my/news", "x", "y", "z", "dev")]
     with pytest.raises(ValueError, match="=lm1b: cannot be read from billion-word-benchmark/lm1b [^,]*; put"):
-        texts_of(recipe("lm1b", tmp_path, choice=SourceChoice(revision="w")))  # nothing stands in for it
+        texts_of(recipe("lm1b", tmp_path, choice=SourceOverride(revision="w")))  # nothing stands in for it
     assert hub.asked[1:] == [("billion-word-benchmark/lm1b", None, "plain_text", "w", "train")]
     with pytest.raises(ValueError, match="cannot be read"):
-        texts_of(recipe("lm1b", tmp_path, revision="v", choice=SourceChoice(revision="w")))
+        texts_of(recipe("lm1b", tmp_path, revision="v", choice=SourceOverride(revision="w")))
     assert hub.asked[2][3] == "v"
 
 
@@ -318,19 +318,19 @@ def test_slices_of_local_texts(offline: None, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x\ny\n")
     source = {"path": str(tmp_path / "all.txt"), "split": "train[:-1]"}
     data = {"train": "openwebtext-train", "valid": "openwebtext-valid", "source": source}
-    train = recipe("openwebtext-train", tmp_path, choice=SourceChoice.of(data, "train"))
+    train = recipe("openwebtext-train", tmp_path, choice=SourceOverride.of(data, "train"))
     assert texts_of(train) == ["a", "b", "c"]
     data["valid_source"] = {"split": "train[-1:]"}
     valid = recipe(
-        "openwebtext-valid", tmp_path, role="validation", choice=SourceChoice.of(data, "validation")
+        "openwebtext-valid", tmp_path, role="validation", choice=SourceOverride.of(data, "validation")
     )
     assert texts_of(valid) == ["d"]
     data["valid_source"] = {"path": str(tmp_path / "mine.txt")}
-    assert SourceChoice.of(data, "validation").own, "a file of its own is not sliced"
-    assert texts_of(replace(valid, choice=SourceChoice.of(data, "validation"))) == ["x", "y"]
-    assert texts_of(replace(train, choice=SourceChoice.of(data, "train"))) == ["a", "b", "c", "d"]
+    assert SourceOverride.of(data, "validation").own, "a file of its own is not sliced"
+    assert texts_of(replace(valid, choice=SourceOverride.of(data, "validation"))) == ["x", "y"]
+    assert texts_of(replace(train, choice=SourceOverride.of(data, "train"))) == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match=r"data.source.split=train\[:5%\]: cannot be cut from local files"):
-        texts_of(replace(train, choice=SourceChoice(path=str(tmp_path), split="train[:5%]")))
+        texts_of(replace(train, choice=SourceOverride(path=str(tmp_path), split="train[:5%]")))
 
 
 @pytest.mark.parametrize(
@@ -349,8 +349,8 @@ def test_validation_takes_over_what_is_of_the_same_data(
     train: str, valid: str, source: dict, own: dict, expected: dict
 ) -> None:
     data = {"train": train, "valid": valid, "source": source, "valid_source": own}
-    assert SourceChoice.of(data, "validation").typed() == expected
-    assert SourceChoice.of(data, "train").typed() == source
+    assert SourceOverride.of(data, "validation").typed() == expected
+    assert SourceOverride.of(data, "train").typed() == source
 
 
 def test_a_folder_of_a_cloned_repository(offline: None, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_folder_of_a_cloned_repository(offline: None, tmp_path: Path) -> None:
         (tmp_path / "clone" / place).write_text(f"{place[:10]}\n".replace("-", " "))
     (tmp_path / "clone" / "wikitext-2-raw-v1" / ".cache").mkdir()
     (tmp_path / "clone" / "wikitext-2-raw-v1" / ".cache" / "train.json").write_text("{}")
-    choice = SourceChoice(path=str(tmp_path / "clone"))
+    choice = SourceOverride(path=str(tmp_path / "clone"))
     assert texts_of(recipe("wikitext2", tmp_path, choice=choice)) == ["wikitext [UNK]"]
     assert texts_of(recipe("wikitext2", tmp_path, choice=choice, role="validation")) == ["wikitext [UNK]"]
 
@@ -383,7 +383,7 @@ def test_wrong_sources_are_one_line(offline: None, tmp_path: Path) -> None:
     ]:  # fmt: skip
         tokenizer = get_tokenizer("synthetic") if name == "synthetic" else TEXT8
         with pytest.raises(ValueError, match=words) as caught:
-            prepare(recipe(name, tmp_path, choice=SourceChoice(**choice)), tokenizer)
+            prepare(recipe(name, tmp_path, choice=SourceOverride(**choice)), tokenizer)
         assert "\n" not in str(caught.value)
 
 
@@ -393,7 +393,7 @@ def test_sources_are_in_the_key(offline: None, tmp_path: Path) -> None:
     choices = [{}, {"column": "other"}, {"split": "train[:2]"}, {"split": "train[:1]"}]
     for choice in choices:
         prepare(
-            recipe("openwebtext", tmp_path, choice=SourceChoice(path=str(tmp_path / "texts"), **choice)),
+            recipe("openwebtext", tmp_path, choice=SourceOverride(path=str(tmp_path / "texts"), **choice)),
             TEXT8,
         )
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == len(choices)

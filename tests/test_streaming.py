@@ -17,8 +17,8 @@ from pyarrow import parquet
 from test_data import recipe
 
 import data.streaming
-from data.lanes import Lane
-from data.places import SourceChoice, Wanted
+from data.lanes import ShardStream
+from data.places import DatasetRequest, SourceOverride
 from data.prepare import prepare
 from data.shards import Shard, Split, cut, read_shard, take
 from data.streaming import StreamBatches, StreamRecipe, TokenStream
@@ -60,7 +60,7 @@ def write(folder: Path, kind: str, count: int = 300) -> Path:
 
 def stream(folder: Path, cache: Path, **changes: Any) -> TokenStream:
     settings = {"length": LENGTH, "insert_eos": True, "eos": "sep", "global_batch_size": ROWS, "seed": 3}
-    wanted = changes.pop("wanted", None) or Wanted(str(folder), "train", "none", cache)
+    wanted = changes.pop("wanted", None) or DatasetRequest(str(folder), "train", "none", cache)
     settings |= {"shuffle_buffer": 40, **changes}
     return TokenStream(StreamRecipe(wanted, **settings), get_tokenizer("text8"))
 
@@ -83,7 +83,7 @@ def steps(made: TokenStream, count: int, *, start: int = 0, ranks: int = 1, pass
     return found
 
 
-def lane_texts(lane: Lane, blocks: int) -> list[str]:
+def lane_texts(lane: ShardStream, blocks: int) -> list[str]:
     """The documents of a lane's first blocks but the last, which is torn."""
     ids = lane.take(0, blocks).ravel()
     return get_tokenizer("text8").decode(ids).split("[EOS]")[:-1]
@@ -266,7 +266,7 @@ def test_what_cannot_be_streamed_is_one_line(tmp_path: Path, monkeypatch: pytest
         ("fineweb-edu", f"fineweb-edu .no network.*{tmp_path}/local/fineweb-edu.*data.source.path"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=words) as caught:
-            stream(tmp_path, tmp_path, wanted=Wanted(name, "train", "none", tmp_path)).check()
+            stream(tmp_path, tmp_path, wanted=DatasetRequest(name, "train", "none", tmp_path)).check()
         assert "\n" not in str(caught.value)
 
 
@@ -285,8 +285,8 @@ def test_a_hub_data_set_is_streamed_from_its_parquet_files(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     monkeypatch.setattr("data.hub.hub_reachable", lambda: True)
-    choice = SourceChoice(revision="abc", split="train[:-90]")
-    wanted = Wanted("fineweb-edu", "train", "fineweb-edu", tmp_path, choice=choice)
+    choice = SourceOverride(revision="abc", split="train[:-90]")
+    wanted = DatasetRequest("fineweb-edu", "train", "fineweb-edu", tmp_path, choice=choice)
     found = stream(tmp_path, tmp_path, wanted=wanted)
     assert asked == [("HuggingFaceFW/fineweb-edu", None, None, "abc")]
     texts = [shard for lane in found._dealt for shard in lane]
@@ -296,6 +296,6 @@ def test_a_hub_data_set_is_streamed_from_its_parquet_files(
     found.check()
     # Validation beside a stream reads of the hub what it needs, and is prepared as ever.
     wanted = recipe("openwebtext-valid", tmp_path, role="validation", wrap=False, streamed=True)
-    prepared = prepare(replace(wanted, choice=SourceChoice(split="train[-7:]")), get_tokenizer("text8"))
+    prepared = prepare(replace(wanted, choice=SourceOverride(split="train[-7:]")), get_tokenizer("text8"))
     texts = get_tokenizer("text8").batch_decode(prepared.fetch(range(7))["input_ids"][:, 1:6])
     assert len(prepared) == 7 and texts == [word(number) for number in range(93, 100)]

@@ -33,14 +33,14 @@ def test_exact_agreement_is_that_of_the_enumerated_chain(num_steps: int) -> None
     probs = torch.zeros(3, 3, 3, dtype=torch.float64)
     probs[range(3), range(3), range(3)] = 1 / 3
     world = World(probs)
-    law = world.law(grid_alphas(get_schedule("log-linear", 1e-3), num_steps))
-    agreeing = law[world.data_law > 0].sum()
+    distribution = world.distribution(grid_alphas(get_schedule("log-linear", 1e-3), num_steps))
+    agreeing = distribution[world.data_distribution > 0].sum()
     assert report.exact_agreement(3, 3, num_steps) == pytest.approx(float(agreeing), abs=1e-6)
 
 
 def test_one_step_of_one_mask_is_at_the_bound() -> None:
-    laws = torch.full((5, 8, 32), -math.log(32), dtype=torch.float64)
-    found = measure.of_one_step(iter([laws[:2], laws[2:]]))
+    distributions = torch.full((5, 8, 32), -math.log(32), dtype=torch.float64)
+    found = measure.of_one_step(iter([distributions[:2], distributions[2:]]))
     assert found["agreement"] == pytest.approx(32.0**-7) and found["pairs"] == pytest.approx(1 / 32)
     assert found["factorisation_error"] == pytest.approx(report.bound_in_bits(8, 32)) == pytest.approx(35)
     assert found["entropy"] == pytest.approx(1) and found["bits_left_to_chance"] == pytest.approx(5)
@@ -64,8 +64,8 @@ def test_measures_of_samples_by_hand() -> None:
     found = measure.of_samples(torch.tensor([[0, 0, 0], [1, 1, 1], [2, 2, 3], [0, 1, 2]]), 4)
     assert found["agreement"] == 0.5 and found["agreement_stderr"] == pytest.approx((1 / 3 / 4) ** 0.5)
     assert found["pairs"] == pytest.approx((1 + 1 + 1 / 3 + 0) / 4)
-    law = torch.tensor([4, 4, 3, 1]) / 12
-    assert found["entropy"] == pytest.approx(float(-(law * law.log2()).sum()) / 2)
+    distribution = torch.tensor([4, 4, 3, 1]) / 12
+    assert found["entropy"] == pytest.approx(float(-(distribution * distribution.log2()).sum()) / 2)
     assert found["agreeing_entropy"] == pytest.approx(0.5)
     assert measure.of_samples(torch.tensor([[0, 1], [1, 2]]), 4)["agreeing_entropy"] is None
 

@@ -20,7 +20,7 @@ from test_tokenizers import save_gpt2_like
 
 from data.encoding import Encoder, text_encoder
 from data.local_files import find_files
-from data.places import SourceChoice, Wanted, local_shards, locate, shared_text
+from data.places import DatasetRequest, SourceOverride, local_shards, locate, shared_text
 from data.prepare import prepare
 from data.shards import Split, read_shards
 from data.streaming import StreamRecipe, TokenStream
@@ -32,8 +32,8 @@ BOM = b"\xef\xbb\xbf"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
-def wanted(path: Path, role: str = "train", **choice: str) -> Wanted:
-    return Wanted(str(path), role, "none", Path("no cache"), choice=SourceChoice(**choice))
+def wanted(path: Path, role: str = "train", **choice: str) -> DatasetRequest:
+    return DatasetRequest(str(path), role, "none", Path("no cache"), choice=SourceOverride(**choice))
 
 
 def texts(path: Path, role: str = "train", pieces: int = 0, **choice: str) -> list[str]:

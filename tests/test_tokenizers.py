@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import data.tokenizers
 from config.cli import compose_config
 from data.encoding import Encoder, UnknownText, fingerprint
-from data.prepare import Recipe, prepare
+from data.prepare import PreprocessingConfig, prepare
 from data.tokenizers import boundary_ids, get_tokenizer, mask_id_of, number_of_ids, padding_id
 from errors import UserError
 from tests.layouts import bert_like, gpt2_like, llama3_like, roberta_like
@@ -138,7 +138,9 @@ def rows_of(tokenizer: Any, folder: Path, *, wrap: bool = True) -> np.ndarray:
     """Prepared rows of two documents of 20 letters, 12 positions each."""
     (folder / "text.txt").write_text("a" * 20 + "\n" + "b" * 20)
     name = str(folder / "text.txt")
-    recipe = Recipe(name, "validation", 12, wrap, True, "official", "text", None, folder / "cache")
+    recipe = PreprocessingConfig(
+        name, "validation", 12, wrap, True, "official", "text", None, folder / "cache"
+    )
     dataset = prepare(recipe, tokenizer)
     return dataset.fetch(range(len(dataset)))["input_ids"].numpy()
 

@@ -1,4 +1,6 @@
-"""Total correlation: exact on laws, by counts on groups of samples, and in mode=sample_eval_with_tc."""
+"""Total correlation: exact on distributions, by counts on groups of samples, and in
+mode=sample_eval_with_tc.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,14 @@ def test_members_of_a_group_share_their_start_noise_and_nothing_else() -> None:
         "algo=imdm", "sampling.fix_eps=True"
     )  # without resets the noise at the end is that at the start
     groups = module.generator.sample(12, 2, first_row=5, batch_size=5, group_size=4)
-    start = groups.cond.view(3, 4, -1)
+    start = groups.mask_seeds.view(3, 4, -1)
     assert (start == start[:, :1]).all() and len(start[:, 0].unique(dim=0)) == 3
     assert len(groups.tokens.unique(dim=0)) == 12
     alone = module.generator.sample(12, 2, first_row=5)
-    assert torch.equal(groups.cond[::4], alone.cond[::4]) and torch.equal(groups.tokens[0], alone.tokens[0])
-    assert len(alone.cond.unique(dim=0)) == 12
+    assert torch.equal(groups.mask_seeds[::4], alone.mask_seeds[::4]) and torch.equal(
+        groups.tokens[0], alone.tokens[0]
+    )
+    assert len(alone.mask_seeds.unique(dim=0)) == 12
 
 
 def test_the_mode(tmp_path: Path) -> None:

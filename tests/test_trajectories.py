@@ -36,11 +36,11 @@ def sample(name: str, xt: Tensor, *hooks: Recorder, steps: int = 6) -> tuple[Sam
         for hook in hooks:
             hook(step, before, after)
 
-    cond = denoiser.draw_cond(row_keys(0, 1, 0, rows), WORLD.length)
+    mask_seeds = denoiser.draw_seeds(row_keys(0, 1, 0, rows), WORLD.length)
     sampler = get_sampler(name)(
         denoiser, get_schedule("log-linear", 1e-3), M, SamplerSettings(num_steps=steps)
     )
-    return sampler.sample(xt, 1.0, cond, KeyedDraws(row_keys(0, 2, 0, rows)), on_step=watch), states
+    return sampler.sample(xt, 1.0, mask_seeds, KeyedDraws(row_keys(0, 2, 0, rows)), on_step=watch), states
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,7 +55,9 @@ def test_a_recorder_keeps_every_state(name: str) -> None:
         ids = list(way.start)
         assert ids == xt[row].tolist() and way.end() == samples.tokens[row].tolist()
         for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True), 1):
-            renewed = (before.cond[row] != after.cond[row]) & (after.x[row] == M) & (before.x[row] == M)
+            renewed = (
+                (before.mask_seeds[row] != after.mask_seeds[row]) & (after.x[row] == M) & (before.x[row] == M)
+            )
             change = changes.pop(step, None)
             if change is not None:
                 for position, token in zip(change.positions, change.ids, strict=True):

@@ -1,4 +1,5 @@
-"""Worlds small enough to enumerate: exact denoisers and laws that samplers and objectives are judged by.
+"""Worlds small enough to enumerate: exact denoisers and distributions that samplers and objectives are
+judged by.
 
 Shapes: K symbols, L positions, V = K + 1 ids (one of them the mask), S = states of a chain.
 """
@@ -19,25 +20,27 @@ NEG_INF = -1e6
 
 
 def random_probs(num_symbols: int, length: int, seed: int = 0, contrast: float = 1.5) -> Tensor:
-    """A dependent law over all sequences, shape (K,) * L: softmax of Gaussian logits times ``contrast``."""
+    """A dependent distribution over all sequences, shape (K,) * L: softmax of Gaussian logits times
+    ``contrast``.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(num_symbols**length, generator=generator, dtype=torch.float64)
     return (contrast * logits).softmax(0).view((num_symbols,) * length)
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """Half the L1 distance of two laws on the same outcomes."""
+    """Half the L1 distance of two distributions on the same outcomes."""
     return 0.5 * float((p - q).abs().sum())
 
 
-def tv_noise(law: Tensor, num_samples: int, sigmas: float = 4.5) -> float:
-    """A bound that the total variation of an empirical law of ``num_samples`` draws stays below.
+def tv_noise(distribution: Tensor, num_samples: int, sigmas: float = 4.5) -> float:
+    """A bound that the total variation of an empirical distribution of ``num_samples`` draws stays below.
 
     Mean: E|f - p| <= sqrt(p (1-p) / n) for every outcome. Deviation: one sample moves the distance by at most
     1/n, so by McDiarmid P(TV > mean + e) <= exp(-2 n e^2); e = sigmas / (2 sqrt n) gives exp(-sigmas^2 / 2),
     4e-5 by default.
     """
-    mean = 0.5 * float((law * (1 - law)).clamp(min=0).sqrt().sum()) / num_samples**0.5
+    mean = 0.5 * float((distribution * (1 - distribution)).clamp(min=0).sqrt().sum()) / num_samples**0.5
     return mean + 0.5 * sigmas / num_samples**0.5
 
 
@@ -69,7 +72,7 @@ class _Chain:
         return (digits * powers).sum(-1)
 
     def frequencies(self, xt: Tensor) -> Tensor:
-        """Empirical law of ids (B, L) over all (K+1)**L visible words, masks included."""
+        """Empirical distribution of ids (B, L) over all (K+1)**L visible words, masks included."""
         base = self.num_symbols + 1
         return torch.bincount(self.encode(self.visible(xt), base), minlength=base**self.length) / len(xt)
 
@@ -80,19 +83,23 @@ class _Chain:
         head = torch.eye(self.vocab_size, dtype=torch.float64)
         return Prediction(log_probs, head, None, xt, self.mask_id, dtype=torch.float64)
 
-    def law(self, alphas: list[float], *, reset: bool = True, start: list[int] | None = None) -> Tensor:
-        """Law over the (K+1)**L visible words after ancestral steps alphas[0] -> alphas[1] -> ... .
+    def distribution(
+        self, alphas: list[float], *, reset: bool = True, start: list[int] | None = None
+    ) -> Tensor:
+        """Distribution over the (K+1)**L visible words after ancestral steps alphas[0] -> alphas[1] -> ... .
 
         ``start`` are ids (default: all masked); the noise of its masks starts uniform. The formulas are those
         of the IMDM posterior written out once more, so that they check the code under test.
         """
         first = self.visible(torch.tensor(start)) if start else torch.full((self.length,), self.num_symbols)
         agrees = (self.digits.clamp(max=self.num_symbols) == first).all(-1)
-        law = agrees / agrees.sum().double()
+        distribution = agrees / agrees.sum().double()
         for alpha_t, alpha_s in pairwise(alphas):
-            law = law @ self.transition(alpha_t, alpha_s, reset)
+            distribution = distribution @ self.transition(alpha_t, alpha_s, reset)
         words = self.encode(self.digits.clamp(max=self.num_symbols), self.num_symbols + 1)
-        return torch.zeros((self.num_symbols + 1) ** self.length, dtype=law.dtype).index_add(0, words, law)
+        return torch.zeros((self.num_symbols + 1) ** self.length, dtype=distribution.dtype).index_add(
+            0, words, distribution
+        )
 
     def transition(self, alpha_t: float, alpha_s: float, reset: bool) -> Tensor:
         """Dense (S, S) matrix of one step: given the state the positions move independently."""
@@ -110,7 +117,8 @@ class _Chain:
 
 
 class World(_Chain):
-    """A law ``probs`` (K,) * L over sequences with its exact posterior. ``mask_id`` may lie anywhere.
+    """A distribution ``probs`` (K,) * L over sequences with its exact posterior. ``mask_id`` may lie
+    anywhere.
 
     sequences (K**L, L) ids; probs (K**L,) float64; entropy in nats per sequence.
     """
@@ -121,8 +129,8 @@ class World(_Chain):
         self.words = _all_words(self.num_symbols, self.length)
         self.sequences = self.symbols[self.words]
         self.entropy = -float(torch.special.xlogy(self.probs, self.probs).sum())
-        self.data_law = torch.zeros((self.num_symbols + 1) ** self.length, dtype=torch.float64)
-        self.data_law[self.encode(self.words, self.num_symbols + 1)] = self.probs
+        self.data_distribution = torch.zeros((self.num_symbols + 1) ** self.length, dtype=torch.float64)
+        self.data_distribution[self.encode(self.words, self.num_symbols + 1)] = self.probs
         for position in range(self.length):
             self.table[:, position] = self._marginals(position)
 
@@ -139,8 +147,8 @@ class World(_Chain):
         return ExactDenoiser(self)
 
     def total_variation(self, samples: Tensor) -> float:
-        """Distance of samples (B, L) to the data law; words with masks in them count as errors."""
-        return total_variation(self.frequencies(samples).double(), self.data_law)
+        """Distance of samples (B, L) to the data distribution; words with masks in them count as errors."""
+        return total_variation(self.frequencies(samples).double(), self.data_distribution)
 
     def total_correlation(self, start: list[int] | None = None) -> float:
         """sum_j H(x_j | start) - H(x | start) in nats: the price of unmasking everything at once."""
@@ -158,13 +166,13 @@ class ExactDenoiser:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
         return self.world.prediction(self.world.encode(self.world.visible(xt), self.world.vocab_size), xt)
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor | None:
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor | None:
         return None
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
         return None
 
 
@@ -173,7 +181,8 @@ class NoisyWorld(_Chain):
 
     Predictions are an arbitrary table over (visible word, bits of its masks) in which all masks lean
     towards a symbol chosen by the bit of the last mask. A bit that is kept therefore ties symbols drawn at
-    different times together, and a reset unties them: keep and reset shape the law, which ``law`` computes.
+    different times together, and a reset unties them: keep and reset shape the distribution, which
+    ``distribution`` computes.
     """
 
     def __init__(
@@ -193,27 +202,30 @@ class NoisyWorld(_Chain):
 
 
 class NoisyDenoiser:
-    """The model of a ``NoisyWorld``; ``cond`` are int64 seeds (B, L), as for an infinite-mask network."""
+    """The model of a ``NoisyWorld``; ``mask_seeds`` are int64 seeds (B, L), as for an infinite-mask
+    network.
+    """
 
     def __init__(self, world: NoisyWorld) -> None:
         self.world = world
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
-        assert cond is not None and cond.shape == xt.shape
-        bits = random_bits(cond, 1)[..., 0] & 1
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
+        assert mask_seeds is not None and mask_seeds.shape == xt.shape
+        bits = random_bits(mask_seeds, 1)[..., 0] & 1
         digits = self.world.visible(xt) + torch.where(xt == self.world.mask_id, bits, 0)
         return self.world.prediction(self.world.encode(digits, self.world.num_symbols + 2), xt)
 
-    def draw_cond(self, keys: Tensor, length: int) -> Tensor:
+    def draw_seeds(self, keys: Tensor, length: int) -> Tensor:
         return fold_in(keys[:, None], torch.arange(length))
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> Tensor:
-        assert cond is not None
-        return torch.where(where, self.draw_cond(keys, cond.shape[1]), cond)
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor:
+        assert mask_seeds is not None
+        return torch.where(where, self.draw_seeds(keys, mask_seeds.shape[1]), mask_seeds)
 
 
 class UniformWorld:
-    """A law over words of L ids below V with its exact denoiser: x_theta of a position is the law of its
+    """A distribution over words of L ids below V with its exact denoiser: x_theta of a position is the
+    distribution of its
     token given all other positions. States and words are numbered alike, S = V**L of them."""
 
     def __init__(self, size: int = 3, length: int = 3, seed: int = 2) -> None:
@@ -250,32 +262,34 @@ class UniformWorld:
     def denoiser(self) -> UniformWorld:
         return self
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> UniformPrediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> UniformPrediction:
         if (sigma == sigma[:1]).all():
-            law = self.table(torch.exp(-sigma[0].double()))[self.encode(xt)]
+            distribution = self.table(torch.exp(-sigma[0].double()))[self.encode(xt)]
         else:  # the table's rows at each row's own time
             alpha = torch.exp(-sigma.double())[:, None, None]
             each = alpha * (xt[:, None] == self.words) + (1 - alpha) / self.size  # (B, S, L)
             eye, others = torch.eye(self.size).double(), 1 - torch.eye(self.length).long()
             joint = [each[..., seen > 0].prod(-1) * self.probs for seen in others]
-            law = torch.stack([joint[i] @ eye[self.words[:, i]] for i in range(self.length)], 1)
-        log_probs = (law / law.sum(-1, keepdim=True)).log()
+            distribution = torch.stack([joint[i] @ eye[self.words[:, i]] for i in range(self.length)], 1)
+        log_probs = (distribution / distribution.sum(-1, keepdim=True)).log()
         return UniformPrediction(log_probs, torch.eye(self.size).double(), None, xt, torch.float64)
 
-    def draw_cond(self, keys: Tensor, length: int) -> None:
+    def draw_seeds(self, keys: Tensor, length: int) -> None:
         return None
 
-    def refresh_cond(self, cond: Tensor | None, where: Tensor, keys: Tensor) -> None:
+    def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> None:
         return None
 
-    def law(self, alphas: list[float], temperature: float = 1.0, start: Tensor | None = None) -> Tensor:
-        """Law over the states after ancestral steps through ``alphas``, from uniform ids or ``start`` (L,),
-        of which those >= 0 are given."""
+    def distribution(
+        self, alphas: list[float], temperature: float = 1.0, start: Tensor | None = None
+    ) -> Tensor:
+        """Distribution over the states after ancestral steps through ``alphas``, from uniform ids or
+        ``start`` (L,), of which those >= 0 are given."""
         start = torch.full((self.length,), -1) if start is None else start
-        law = ((self.words == start) | (start < 0)).all(-1).double()
+        distribution = ((self.words == start) | (start < 0)).all(-1).double()
         for moves in self.moves(alphas, temperature, given=start >= 0):
-            law = law @ moves
-        return law / law.sum()
+            distribution = distribution @ moves
+        return distribution / distribution.sum()
 
     def moves(
         self, alphas: list[float], temperature: float = 1.0, given: Tensor | None = None

@@ -28,10 +28,10 @@ log = get_logger("distillation")
 class Teacher(BoundDenoiser):
     """A frozen network beside the student. No module: optimizer, EMA, DDP and state_dict do not see it."""
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Prediction:
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None = None) -> Prediction:
         with torch.inference_mode(False):  # its weights must stay ones that can be written
             self.backbone.to(xt.device)  # type: ignore[attr-defined]  # nobody else moves it
-        return super().denoise(xt, sigma, cond)
+        return super().denoise(xt, sigma, mask_seeds)
 
 
 class RoundDistillation:

@@ -28,7 +28,8 @@ from samplers.registry import register
 class AncestralJoint(Ancestral):
     """Every mask draws from its tokens and from staying a mask at once, in every step.
 
-    With exact draws this is the law of ``ancestral`` at more cost. It is here for draws that are not: a
+    With exact draws this is the distribution of ``ancestral`` at more cost. It is here for draws that are
+    not: a
     token's probability in one of N steps is about 1/N of what the network says, so that truncated draws lose
     the more tokens the more steps there are (Zheng et al., arXiv 2409.02908, section 4). ``ancestral`` does
     not show that: it draws times apart from tokens.
@@ -61,7 +62,9 @@ class AncestralJoint(Ancestral):
         x, length = state.x.clone(), is_masked.shape[1]
         unmasked, stays = unmask.log(), torch.log1p(-unmask).clamp(min=NEG_INF)
         for rows, columns in chunks(is_masked, prediction.vocab_size):
-            log_probs = self.token_law(prediction.at(rows * length + columns)) + unmasked[rows].unsqueeze(-1)
+            log_probs = self.token_distribution(prediction.at(rows * length + columns)) + unmasked[
+                rows
+            ].unsqueeze(-1)
             log_probs[:, self.mask_id] = stays[rows]
             x[rows, columns] = draws.tokens(step, log_probs, rows, columns)
         return replace(state, x=x)

@@ -9,8 +9,9 @@ from samplers.draws import KeyedDraws
 
 
 class TruncatedDraws(KeyedDraws):
-    """Gumbel-max with Gumbel noise truncated at 16.6355, float32's largest, and otherwise exact: the law of
-    ``diffusion.gumbel.truncated_law``. All other draws are those of ``KeyedDraws``."""
+    """Gumbel-max with Gumbel noise truncated at 16.6355, float32's largest, and otherwise exact: the
+    distribution of ``diffusion.gumbel.truncated_distribution``. All other draws are those of
+    ``KeyedDraws``."""
 
     def categorical(self, log_probs: Tensor, keys: Tensor) -> Tensor:
         return gumbel_max(log_probs, keys)
@@ -18,8 +19,8 @@ class TruncatedDraws(KeyedDraws):
 
 class Float32Draws(KeyedDraws):
     """Gumbel-max with float32 uniforms as generators make them, multiples of 2^-24: truncated at the same
-    number, and coarse below it (``diffusion.gumbel.grid_law``). This is what codes do that sample so in
-    float32; near the limit it keeps more of a rare token than truncation alone."""
+    number, and coarse below it (``diffusion.gumbel.grid_distribution``). This is what codes do that sample
+    so in float32; near the limit it keeps more of a rare token than truncation alone."""
 
     def categorical(self, log_probs: Tensor, keys: Tensor) -> Tensor:
         return gumbel_max(log_probs, keys, on_grid=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MDLM on packed LM1B: the teacher of all that follows -> outputs/lm1b/mdlm.ckpt
-# An IMDM with one mask (algo.as_mdlm): the weights, loss and law of MDLM.
+# An IMDM with one mask (algo.as_mdlm): the weights, loss and distribution of MDLM.
 #
 #   bash scripts/lm1b/train_lm1b_mdlm.sh [key=value ...]
 set -euo pipefail

@@ -48,19 +48,19 @@ class Remembering:
 
     def __init__(self, module: TrainerBase) -> None:
         self.module, self.last = module, None
-        self.draw_cond, self.refresh_cond = module.objective.draw_cond, module.objective.refresh_cond
+        self.draw_seeds, self.refresh_seeds = module.objective.draw_seeds, module.objective.refresh_seeds
 
-    def denoise(self, xt: Tensor, sigma: Tensor, cond: Tensor | None) -> Prediction:
-        noise = xt if cond is None else cond
+    def denoise(self, xt: Tensor, sigma: Tensor, mask_seeds: Tensor | None) -> Prediction:
+        noise = xt if mask_seeds is None else mask_seeds
         if self.last is None:
-            prediction = self.module.denoiser.denoise(xt, sigma, cond)
+            prediction = self.module.denoiser.denoise(xt, sigma, mask_seeds)
         else:
             old_xt, old_noise, prediction = self.last
             rows = ((xt != old_xt) | (noise != old_noise)).any(-1).nonzero().squeeze(-1)
             features = prediction.features
             if rows.numel():
                 part = self.module.denoiser.denoise(
-                    xt[rows], sigma[rows], None if cond is None else cond[rows]
+                    xt[rows], sigma[rows], None if mask_seeds is None else mask_seeds[rows]
                 )
                 features = features.index_copy(0, rows, part.features)
             prediction = prediction.with_features(features, xt)
@@ -74,13 +74,13 @@ def write_samples(module: TrainerBase, kind: str, num_steps: int, number: int, b
     parts = []
     for rows in torch.arange(number, device=module.device).split(batch):
         keys = row_keys(module.config.seed, Stream.SAMPLE, 0, rows)
-        xt, cond = (
+        xt, mask_seeds = (
             module.generator.prior(len(rows)),
-            module.objective.draw_cond(keys, module.config.model.length),
+            module.objective.draw_seeds(keys, module.config.model.length),
         )
         settings = module.generator.sampler_settings(num_steps)
         sampler = AncestralJoint(Remembering(module), module.objective.schedule, module.mask_id, settings)
-        parts.append(sampler.sample(xt, 1.0, cond, KINDS[kind](keys)).tokens)
+        parts.append(sampler.sample(xt, 1.0, mask_seeds, KINDS[kind](keys)).tokens)
     return torch.cat(parts).cpu()
 
 

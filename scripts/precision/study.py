@@ -1,10 +1,12 @@
-"""What Gumbel-max in float32 does to samples: under a law that can be enumerated, and on a checkpoint.
+"""What Gumbel-max in float32 does to samples: under a distribution that can be enumerated, and on a
+checkpoint.
 
     python scripts/precision/study.py
     python scripts/precision/study.py --checkpoint outputs/quickstart/mdlm/checkpoints/last.ckpt \
         --judge outputs/quickstart/ar/checkpoints/last.ckpt --steps 64,1024,4096
 
-The law is Zipf's over 50,257 tokens. Every mask draws from its tokens and from staying a mask at once
+The distribution is Zipf's over 50,257 tokens. Every mask draws from its tokens and from staying a mask at
+once
 (sampling.predictor=ancestral_joint), as codes do that sample the whole posterior. Three draws from the same
 random numbers: exact (Gumbel-max with 53 bits), float32 (uniforms on a grid of 2^-24), truncated32 (only the
 largest uniforms are missing: the formula of Zheng et al., arXiv 2409.02908). Writes table.md, figure.png and
@@ -29,7 +31,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.precision.checkpoint import study_checkpoint  # noqa: E402
-from scripts.precision.law import DRAWS, enumerate_law, zipf_in_stairs  # noqa: E402
+from scripts.precision.distribution import DRAWS, enumerate_distribution, zipf_in_stairs  # noqa: E402
 from utils import atomic_open, write_json  # noqa: E402
 
 STEPS = (1, 16, 64, 256, 1024, 2048, 4096, 10_000)
@@ -43,7 +45,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
-def law_table(rows: Sequence[Row]) -> str:
+def distribution_table(rows: Sequence[Row]) -> str:
     """One row a number of steps: what is written under each draw."""
     shown = []
     for steps in sorted({row["steps"] for row in rows}):
@@ -113,11 +115,11 @@ def figure(rows: Sequence[Row], probs: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study; the law alone without ``--checkpoint``."""
+    """Run the study; the distribution alone without ``--checkpoint``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/precision"))
-    parser.add_argument("--vocab", type=int, default=50_257, help="tokens of the law")
-    parser.add_argument("--law-steps", default=",".join(map(str, STEPS)))
+    parser.add_argument("--vocab", type=int, default=50_257, help="tokens of the distribution")
+    parser.add_argument("--distribution-steps", default=",".join(map(str, STEPS)))
     parser.add_argument("--checkpoint", help="an MDLM or IMDM")
     parser.add_argument("--judge", help="of its samples: an AR checkpoint, a folder, or a hub name")
     parser.add_argument("--steps", default="64,1024,4096", help="of the checkpoint's samples")
@@ -127,13 +129,16 @@ def main(words: Sequence[str] | None = None) -> None:
     if bool(args.checkpoint) != bool(args.judge):
         parser.error("--checkpoint and --judge go together")
     probs, counts = zipf_in_stairs(args.vocab)
-    law = enumerate_law(probs, counts, [int(count) for count in args.law_steps.split(",")])
+    distribution = enumerate_distribution(
+        probs, counts, [int(count) for count in args.distribution_steps.split(",")]
+    )
     parts = [
-        f"One mask under Zipf's law over {args.vocab:,} tokens (rare: less likely than 1e-5), enumerated:",
-        law_table(law),
+        f"One mask under Zipf's distribution over {args.vocab:,} tokens (rare: less likely than 1e-5), "
+        "enumerated:",
+        distribution_table(distribution),
     ]
-    found: dict[str, Any] = {"law": law}
-    figure(law, probs, args.out / "figure.png")
+    found: dict[str, Any] = {"distribution": distribution}
+    figure(distribution, probs, args.out / "figure.png")
     if args.checkpoint:
         counts_of_steps = [int(count) for count in args.steps.split(",")]
         found["checkpoint"] = study_checkpoint(

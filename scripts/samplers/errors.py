@@ -29,12 +29,12 @@ from diffusion.noise import get_schedule  # noqa: E402
 from samplers import SamplerSettings, certainty, get_sampler, p2, psi, remdm  # noqa: E402
 from samplers.ancestral import Ancestral  # noqa: E402
 from samplers.planned import Planned  # noqa: E402
-from scripts.samplers.law import (  # noqa: E402
-    Law,
-    independent_law,
-    parallel_law,
-    planned_law,
-    sampled_law,
+from scripts.samplers.distribution import (  # noqa: E402
+    Distribution,
+    independent_distribution,
+    parallel_distribution,
+    planned_distribution,
+    sampled_distribution,
 )
 from tests.worlds import World, random_probs, tv_noise  # noqa: E402
 from utils import atomic_open  # noqa: E402
@@ -110,28 +110,30 @@ def worlds() -> dict[str, World]:
             word = [bit if i == slot else int(letter) for i, letter in enumerate(pattern)]
             templates[tuple(word)] += share / 2
     made = {"independent": independent, "chain": chain, "copies": copies, "templates": templates}
-    return {name: World(law) for name, law in made.items()} | {"random": World(random_probs(2, LENGTH))}
+    return {name: World(distribution) for name, distribution in made.items()} | {
+        "random": World(random_probs(2, LENGTH))
+    }
 
 
-def law_of(case: Case, world: World, num_steps: int) -> Law:
+def distribution_of(case: Case, world: World, num_steps: int) -> Distribution:
     """What ``case`` writes in ``num_steps`` steps."""
     settings = SamplerSettings(num_steps, own=case.own, **dict(case.settings))
     kind = get_sampler(case.predictor, order=case.order)
     sampler = kind(world.denoiser(), SCHEDULE, world.mask_id, settings)
     if case.predictor == "first_hitting_parallel":
-        return parallel_law(world, num_steps)
+        return parallel_distribution(world, num_steps)
     if case.sampled:
-        return sampled_law(world, lambda: sampler, NUM_SAMPLES)
+        return sampled_distribution(world, lambda: sampler, NUM_SAMPLES)
     if isinstance(sampler, Planned):
-        return planned_law(world, sampler)
+        return planned_distribution(world, sampler)
     assert isinstance(sampler, Ancestral)
-    return independent_law(world, sampler)
+    return independent_distribution(world, sampler)
 
 
-def error(world: World, law: Law) -> Error:
+def error(world: World, distribution: Distribution) -> Error:
     """Against the data of ``world``."""
-    written, calls = law
-    data = world.data_law
+    written, calls = distribution
+    data = world.data_distribution
     is_data, is_written = data > 0, written > NEVER
     both = is_data & is_written
     lost = float(data[is_data & ~is_written].sum())
@@ -146,9 +148,9 @@ def error(world: World, law: Law) -> Error:
     )
 
 
-def entropy(law: Tensor) -> float:
+def entropy(distribution: Tensor) -> float:
     """In nats."""
-    return -float(torch.special.xlogy(law, law).sum())
+    return -float(torch.special.xlogy(distribution, distribution).sum())
 
 
 def measure(cases: Sequence[Case], calls: Sequence[int]) -> dict[tuple[str, str, int], Error]:
@@ -157,7 +159,7 @@ def measure(cases: Sequence[Case], calls: Sequence[int]) -> dict[tuple[str, str,
     for name, world in worlds().items():
         for case in cases:
             for steps in calls:
-                one = error(world, law_of(case, world, steps))
+                one = error(world, distribution_of(case, world, steps))
                 found[case.label, name, steps] = replace(one, kl=math.nan) if case.sampled else one
         print(f"{name}: done", flush=True)
     return found
@@ -227,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "samplers.md")
     page = parser.parse_args(argv).page
     found = measure(CASES, CALLS)
-    noise = max(tv_noise(world.data_law, NUM_SAMPLES, sigmas=0) for world in worlds().values())
+    noise = max(tv_noise(world.data_distribution, NUM_SAMPLES, sigmas=0) for world in worlds().values())
     note = f"remdm, conf is sampled: {NUM_SAMPLES:,} words; exact ones would seem up to {noise:.3f} off."
     written = insert(page.read_text(encoding="utf-8"), f"{table(found)}\n\n{note}")
     with atomic_open(page) as file:

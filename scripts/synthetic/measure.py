@@ -37,10 +37,10 @@ def step_counts(length: int) -> list[int]:
     return sorted({*(2**k for k in range(length.bit_length()) if 2**k <= length), length})
 
 
-def symbol_entropy(law: Tensor) -> float:
-    """Entropy of a law (V,) relative to the uniform one, in [0, 1]."""
-    law = law.double() / law.double().sum()
-    return float(-torch.special.xlogy(law, law).sum() / math.log(len(law)))
+def symbol_entropy(distribution: Tensor) -> float:
+    """Entropy of a distribution (V,) relative to the uniform one, in [0, 1]."""
+    distribution = distribution.double() / distribution.double().sum()
+    return float(-torch.special.xlogy(distribution, distribution).sum() / math.log(len(distribution)))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
@@ -62,19 +62,20 @@ def of_samples(tokens: Tensor, num_symbols: int) -> Numbers:
     pairs = (same - length) / (length * (length - 1))
     agreement, error = mean_and_error(agrees)
     together, pairs_error = mean_and_error(pairs)
-    law = torch.bincount(tokens[agrees, 0], minlength=num_symbols)
+    distribution = torch.bincount(tokens[agrees, 0], minlength=num_symbols)
     return {
         "agreement": agreement,
         "agreement_stderr": error,
         "pairs": together,
         "pairs_stderr": pairs_error,
         "entropy": symbol_entropy(torch.bincount(tokens.flatten(), minlength=num_symbols)),
-        "agreeing_entropy": symbol_entropy(law) if agrees.any() else None,
+        "agreeing_entropy": symbol_entropy(distribution) if agrees.any() else None,
     }
 
 
 def of_one_step(batches: Iterator[Tensor]) -> Numbers:
-    """Measures of the law of one step, from its own probabilities: nothing is drawn but the start noise.
+    """Measures of the distribution of one step, from its own probabilities: nothing is drawn but the start
+    noise.
 
     Given the start noise e the positions are independent, p(x) = E_e prod_l p_l(x_l | e). So the chance that
     all positions say v is a_v = E_e prod_l p_l(v | e), and of the data, which is v ... v with chance 1 / V,
@@ -115,7 +116,7 @@ def of_one_step(batches: Iterator[Tensor]) -> Numbers:
     }
 
 
-def one_step_laws(module: TrainerBase, num_samples: int) -> Iterator[Tensor]:
+def one_step_distributions(module: TrainerBase, num_samples: int) -> Iterator[Tensor]:
     """Log-probabilities (n, L, V) of the first step at fresh start noise, ``num_samples`` rows in all.
 
     The mask stands last in the vocabulary of this data.
@@ -129,7 +130,7 @@ def one_step_laws(module: TrainerBase, num_samples: int) -> Iterator[Tensor]:
         sigma = module.objective.schedule.sigma(t).float().expand(len(rows))
         with torch.no_grad():
             prediction = module.denoiser.denoise(
-                module.generator.prior(len(rows)), sigma, module.objective.draw_cond(keys, length)
+                module.generator.prior(len(rows)), sigma, module.objective.draw_seeds(keys, length)
             )
             yield prediction.full()[..., :num_symbols].double().log_softmax(-1).cpu()
 
@@ -144,13 +145,13 @@ def load(checkpoint: Path) -> TrainerBase:
 
 
 def curve(folder: Path, num_samples: int) -> list[Numbers]:
-    """The one-step law at every regular checkpoint of a training, by optimizer step."""
+    """The one-step distribution at every regular checkpoint of a training, by optimizer step."""
     files = {int(path.stem.split("-")[1]): path for path in (folder / "checkpoints").glob("*-*.ckpt")}
     found = []
     for step, path in sorted(files.items()):
         module = load(path)
         with module.ema_weights():
-            found.append({"step": step, **of_one_step(one_step_laws(module, num_samples))})
+            found.append({"step": step, **of_one_step(one_step_distributions(module, num_samples))})
     return found
 
 
@@ -171,7 +172,7 @@ def measure(folder: Path, num_samples: int) -> Numbers:
         "noise": None if noise is None else asdict(noise),
     }
     with module.ema_weights():
-        result["one_step"] = of_one_step(one_step_laws(module, num_samples))
+        result["one_step"] = of_one_step(one_step_distributions(module, num_samples))
         for removal in ("ancestral", "greedy"):
             cfg.sampling.noise_removal = removal
             result[removal] = {

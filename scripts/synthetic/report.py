@@ -97,7 +97,7 @@ def steps_table(results: dict[str, Result]) -> str:
 
 
 def one_step_table(results: dict[str, Result]) -> str:
-    """The law of one step, from the models' own probabilities."""
+    """The distribution of one step, from the models' own probabilities."""
     names = [*(n for n in MODELS if n in results), *(n for n in MASKS if n in results and n not in MODELS)]
     rows = []
     for name in names:

@@ -21,7 +21,7 @@ from samplers.planned import Planned
 from samplers.remasking import Remasking
 from tests.worlds import World
 
-Law = tuple[Tensor, float]  # over all words, masks included (S,), and the mean number of calls
+Distribution = tuple[Tensor, float]  # over all words, masks included (S,), and the mean number of calls
 
 
 class GivenTokens(KeyedDraws):
@@ -61,7 +61,7 @@ def outcomes(world: World, temperature: float = 1.0) -> tuple[Tensor, Tensor, Te
     return torch.tensor(states), torch.stack(tokens), torch.stack(weights)
 
 
-def planned_law(world: World, sampler: Planned, repeats: int = 8) -> Law:
+def planned_distribution(world: World, sampler: Planned, repeats: int = 8) -> Distribution:
     """Of samplers whose step follows from the visible ids and the tokens drawn; where positions are equal to
     them, the mean over ``repeats`` orders of those in each state."""
     ids = words(world)
@@ -69,29 +69,29 @@ def planned_law(world: World, sampler: Planned, repeats: int = 8) -> Law:
     keys = torch.cat([states * repeats + number for number in range(repeats)])
     states, tokens = states.repeat(repeats), tokens.repeat(repeats, 1)
     weights = weights.repeat(repeats) / repeats
-    law, calls = start(world), 0.0
+    distribution, calls = start(world), 0.0
     first = sampler.begin(State(ids[-1:], torch.ones(1, dtype=torch.float64), None))
     assert (first.x == world.mask_id).all()
     for step in range(sampler.settings.num_steps):
         rows = torch.zeros_like(states)
         state = replace(first.select(rows), x=ids[states], t=torch.full((len(rows),), 0.5).double())
         busy = sampler.pending(step, state)
-        busy &= law[states] > 0  # the others are not asked: some cannot be there at this step
+        busy &= distribution[states] > 0  # the others are not asked: some cannot be there at this step
         if not busy.any():
             break
         rows = busy.nonzero().squeeze(1)
         after, _ = sampler.step(step, state.select(rows), GivenTokens(tokens[rows], keys[rows]))
-        calls += float((law[states] * weights)[rows].sum())
-        moved = law.index_fill(0, states[rows].unique(), 0.0)
+        calls += float((distribution[states] * weights)[rows].sum())
+        moved = distribution.index_fill(0, states[rows].unique(), 0.0)
         target = world.encode(world.visible(after.x), world.num_symbols + 1)
-        law = moved.index_add(0, target, law[states[rows]] * weights[rows])
-    return law, calls
+        distribution = moved.index_add(0, target, distribution[states[rows]] * weights[rows])
+    return distribution, calls
 
 
-def independent_law(world: World, sampler: Ancestral) -> Law:
+def independent_distribution(world: World, sampler: Ancestral) -> Distribution:
     """Of samplers in which, given the state, the positions move independently of each other: the process
     with or without remasking."""
-    law, num_steps = start(world), sampler.settings.num_steps
+    distribution, num_steps = start(world), sampler.settings.num_steps
     eye = torch.eye(world.num_symbols + 1, dtype=torch.float64)
     clean = torch.cat([world.table, torch.zeros_like(world.table[..., :1])], -1)
     t = torch.ones(1, dtype=torch.float64)
@@ -106,26 +106,26 @@ def independent_law(world: World, sampler: Ancestral) -> Law:
         of_masks = (1 - stay) * clean + stay * eye[-1]
         of_tokens = (1 - sigma) * eye[world.digits] + sigma * eye[-1]
         is_symbol = (world.digits < world.num_symbols).unsqueeze(-1)
-        law, t = law @ product(torch.where(is_symbol, of_tokens, of_masks)), s
-    return law, float(num_steps)
+        distribution, t = distribution @ product(torch.where(is_symbol, of_tokens, of_masks)), s
+    return distribution, float(num_steps)
 
 
-def parallel_law(world: World, num_steps: int) -> Law:
+def parallel_distribution(world: World, num_steps: int) -> Distribution:
     """Of first hitting with ceil(n / r) positions a call, drawn at random."""
-    law, left, calls = start(world), world.length, 0
+    distribution, left, calls = start(world), world.length, 0
     eye = torch.eye(world.num_symbols + 1, dtype=torch.float64)[world.digits]
     clean = torch.cat([world.table, torch.zeros_like(world.table[..., :1])], -1)
     is_masked = world.digits == world.num_symbols
     while left:
         due = -(-left // (num_steps - calls))
-        mean, subsets = torch.zeros(len(law), len(law), dtype=torch.float64), 0
+        mean, subsets = torch.zeros(len(distribution), len(distribution), dtype=torch.float64), 0
         for chosen in itertools.combinations(range(left), due):
             rank = (is_masked.cumsum(-1) - 1).masked_fill(~is_masked, -1)
             where = torch.isin(rank, torch.tensor(chosen)).unsqueeze(-1)
             mean += product(torch.where(where, clean, eye))
             subsets += 1
-        law, left, calls = law @ (mean / subsets), left - due, calls + 1
-    return law, float(calls)
+        distribution, left, calls = distribution @ (mean / subsets), left - due, calls + 1
+    return distribution, float(calls)
 
 
 def product(moves: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def product(moves: Tensor) -> Tensor:
     return matrix
 
 
-def sampled_law(world: World, make: Callable[[], Sampler], num_samples: int) -> Law:
+def sampled_distribution(world: World, make: Callable[[], Sampler], num_samples: int) -> Distribution:
     """Of samplers that remember: frequencies of ``num_samples`` words."""
     xt = torch.full((num_samples, world.length), world.mask_id)
     samples = make().sample(xt, 1.0, None, KeyedDraws(row_keys(0, 2, 0, torch.arange(num_samples))))
