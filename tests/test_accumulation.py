@@ -22,6 +22,8 @@ from dataloader import get_tokenizer, get_train_dataloader
 from tasks import MODES
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 UNUSED = 0  # an id that the texts do not have
 LOGGED = ("trainer/loss", "train/nll", "train/grad_norm")

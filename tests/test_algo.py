@@ -76,7 +76,7 @@ def test_token_losses_do_not_depend_on_the_micro_batch(algo: str) -> None:
         full = module.loss(whole, step=3, num_rows=BATCH, training=training).token_nll
         for rows in (slice(0, 5), slice(5, 16)):
             piece = module.loss(part(whole, rows), step=3, num_rows=BATCH, training=training).token_nll
-            torch.testing.assert_close(piece, full[rows])
+            torch.testing.assert_close(piece, full[rows], rtol=1e-5, atol=1e-5)
         other = module.loss(whole, step=4, num_rows=BATCH, training=training).token_nll
         if algo in BY_COUNT:
             assert not torch.equal(full > 0, other > 0)  # another step, other masks

@@ -20,6 +20,8 @@ from tests.test_algo import LargestTensor
 from tests.test_training import run, weights
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 6
 
 

@@ -16,6 +16,8 @@ import eval_mauve
 import main
 from tests.shell import PYTHON, dry_run
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 16
 TOY = (
     "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.cond_dim=8", "model.noise_dim=8",

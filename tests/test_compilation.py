@@ -15,6 +15,8 @@ from models.compilation import check_compiler
 from models.dit import BackboneConfig, DiT
 from tasks.run_folder import _differences
 
+pytestmark = pytest.mark.slow
+
 
 def build(*, causal: bool = False, dropout: float = 0.0, softcap: float = -1.0) -> DiT:
     with torch.random.fork_rng(devices=[]):

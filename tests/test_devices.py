@@ -14,6 +14,8 @@ from remote_device import NAME, ROOT, on_both
 
 from algo import ALGORITHMS
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "debug=fast",
     "model.dropout=0",  # which each kind of device draws in its own way

@@ -21,6 +21,8 @@ from diffusion.duality import argmax_distribution, argmax_pair, discrete_level
 from diffusion.randomness import Stream, row_keys, uniform
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 DCD = "algo=distillation"
 NUM_SAMPLES = 100_000
 
@@ -261,7 +263,7 @@ def test_distillation_reduces_the_steps_that_are_needed(duo: Path, tmp_path: Pat
                       f"eval.generated_samples_path={tmp_path}/s.json")  # fmt: skip
         agreeing = [len(set(text.split())) == 1 for text in sampled["generated_seqs"]]
         shares.append(sum(agreeing) / len(agreeing))
-    assert shares[1] > 1.5 * shares[0]
+    assert 1 - shares[1] < 0.6 * (1 - shares[0])
 
 
 def test_a_checkpoint_without_a_teacher_is_refused(duo: Path) -> None:

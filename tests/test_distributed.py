@@ -21,6 +21,8 @@ from two_devices import Rows, TwoProcesses, noted
 from config.cli import compose_config
 from tasks import MODES
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 4, 8
 # Micro-batches of two rows with dropout: 4 on one device, 2 on each of two. 13 validation rows, 4 at a time:
 # the second device gets a batch more.

@@ -26,6 +26,8 @@ from tests.test_samplers import grid_alphas
 from tests.test_training import run
 from tests.worlds import UniformWorld, posterior, total_variation, tv_noise
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 SCHEDULE = get_schedule("log-linear", 1e-3)
 NUM_SAMPLES = 20_000

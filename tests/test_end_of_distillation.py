@@ -16,6 +16,8 @@ from config.cli import compose_config
 from tasks import MODES
 from tests.resume_runs import COMMAND, TIMED, content, differences, metrics
 
+pytestmark = pytest.mark.slow
+
 # Rounds of two steps of two micro-batches end after step 4; the last validation is the best.
 WORDS = (
     *COMMAND,

@@ -29,6 +29,8 @@ from tasks.setup import build_algorithm, build_evaluated
 from tests.layouts import bert_like, gpt2_like, roberta_like
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 12
 TINY = {
     "algo": "mdlm",

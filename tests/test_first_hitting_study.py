@@ -15,6 +15,8 @@ from diffusion.randomness import row_keys
 from samplers import KeyedDraws, SamplerSettings, Samples, get_sampler
 from tests.worlds import World, random_probs
 
+pytestmark = pytest.mark.slow
+
 BATCH, BATCHES, ROWS = 4, 60, 4000
 
 

@@ -21,6 +21,8 @@ from tasks import MODES
 from tasks.frontier import PointStore
 from tasks.frontier_report import write_report
 
+pytestmark = pytest.mark.slow
+
 TIMES = {"total_generation_times"}
 
 

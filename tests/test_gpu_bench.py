@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 ARGUMENTS = ["gpu.py", "--device", "cpu", "--tiny", "--quick", "--name", "toy"]
 

@@ -22,6 +22,8 @@ from main import ROOT
 from tasks import processes
 from tasks.processes import launch
 
+pytestmark = pytest.mark.slow
+
 MAIN = str(ROOT / "main.py")
 SETTINGS = (
     "debug=fast",

@@ -18,6 +18,8 @@ from config.cli import compose_config
 from config.keys import groups
 from errors import UserError
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "official_commands"
 ALGORITHMS = {"subs": "mdlm", "d3pm": "d3pm", "sedd": "sedd", "ar": "ar"}
 

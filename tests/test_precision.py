@@ -30,6 +30,8 @@ from tests.test_algo import build
 from tests.test_samplers import grid_alphas
 from tests.worlds import total_variation, tv_noise
 
+pytestmark = pytest.mark.slow
+
 SKEWED = torch.tensor([0.013, 0.29, 0.048, 0.599, 0.05], dtype=torch.float64)
 
 

@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "scripts" / "baselines")]
+
+from compare import Baselines  # noqa: E402
+from quickstart import Quickstart, main  # noqa: E402
+
 TOY = (
     "trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1",
     "model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2", "model.length=16",
-    "loader.eval_batch_size=256", "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
+    "loader.eval_batch_size=32", "sampling.num_sample_batches=1", "trainer.limit_val_batches=1",
     "reflow.num_reflow_samples=64",
 )  # fmt: skip
 
@@ -26,8 +33,21 @@ def quickstart(
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def in_process(
+    kind: type[Quickstart], folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> str:
+    """The same commands without starts of Python: the parts in turn. Returns what stderr got."""
+    monkeypatch.setenv("QUICKSTART_DIR", str(folder))
+    monkeypatch.setattr(kind, "side_by_side", lambda self: [part() for part in self.parts().values()])
+    capfd.readouterr()
+    assert main([*TOY], kind) == 0
+    return capfd.readouterr().err
+
+
 @pytest.mark.skipif(not (ROOT / ".venv" / "requirements.installed").exists(), reason="would install .venv")
-def test_both_end_with_tables_and_figures_and_the_second_takes_up_the_first(tmp_path: Path) -> None:
+def test_both_end_with_tables_and_figures_and_the_second_takes_up_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     first = quickstart(tmp_path, *TOY)
     assert first.returncode == 0, first.stderr[-2000:]
     table = (tmp_path / "summary" / "table.md").read_text()
@@ -38,12 +58,11 @@ def test_both_end_with_tables_and_figures_and_the_second_takes_up_the_first(tmp_
     assert "IM-SDTT + IM-ReDi, steps 64" in (tmp_path / "summary" / "samples.txt").read_text()
     checkpoint = tmp_path / "imredi" / "checkpoints" / "last.ckpt"
     before = checkpoint.stat().st_mtime_ns
-    second = quickstart(tmp_path, *TOY)
-    assert second.returncode == 0 and second.stderr.count("already trained for 2 steps") == 6
+    printed = in_process(Quickstart, tmp_path, monkeypatch, capfd)
+    assert printed.count("already trained for 2 steps") == 6
     assert checkpoint.stat().st_mtime_ns == before
-    compared = quickstart(tmp_path, *TOY, script="baselines/pydoc.sh")
-    assert compared.returncode == 0, compared.stderr[-2000:]
-    assert compared.stderr.count("already trained for 2 steps") == 6  # the quickstart's models are taken
+    printed = in_process(Baselines, tmp_path, monkeypatch, capfd)
+    assert printed.count("already trained for 2 steps") == 6  # the quickstart's models are taken
     assert (tmp_path / "summary" / "table.md").read_text() == table  # of the second quickstart
     table = (tmp_path / "baselines" / "table.md").read_text()
     for model in (

@@ -28,6 +28,8 @@ from diffusion.noise import get_schedule
 from diffusion.randomness import Stream, row_keys
 from diffusion.uniform import UniformPrediction, uniform_nelbo
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = get_schedule("log-linear")
 SYMBOLS, LENGTH, BATCH, NUM_PAIRS = 2, 4, 16, 20_000
 

@@ -19,6 +19,8 @@ from tasks import MODES
 from tasks.setup import build_algorithm
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 SYMBOLS, LENGTH, BATCH = 3, 4, 16
 TINY = (
     "algo=mdlm",

@@ -25,6 +25,8 @@ from diffusion.randomness import random_bits
 from tasks.reflow_pairs import PairMaker
 from tasks.setup import build_algorithm
 
+pytestmark = pytest.mark.slow
+
 SYMBOLS, LENGTH = 2, 4
 TINY = (
     "algo=mdlm",

@@ -26,6 +26,8 @@ from callbacks.metrics_file import MetricsFile
 from tasks.run_folder import RESUME, wandb_id
 from tests.resume_runs import STEPS, Runner, assert_same, content, metrics, running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

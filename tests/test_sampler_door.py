@@ -9,10 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from config.keys import all_keys
 from config.samplers import REMOVALS, Declared, declared_samplers, orders, own_sections
 from samplers import REGISTRY
 from samplers import base as samplers_base
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NEW_FILE = '''"""The likeliest position first, with a floor below which nothing else joins it."""

@@ -39,6 +39,8 @@ from tests import test_ar
 from tests.layouts import gpt2_like
 from tests.test_algo import build
 
+pytestmark = pytest.mark.slow
+
 END = "<|endoftext|>"
 TEXTS = [
     "Infinite masks carry their own random state.",

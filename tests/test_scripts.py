@@ -17,6 +17,8 @@ from config.cli import compose_config
 from config.keys import groups
 from tests.shell import PYTHON, ROOT, SCRIPTS, dry_run, of_each, shell
 
+pytestmark = pytest.mark.slow
+
 STEPS, MORE_STEPS = [1, 2, 4, 8, 128], [1, 2, 4, 8, 32, 128]
 MASKED = {"sampling.predictor": "ancestral_cache", "algo.noise_type": "rand"}
 ONE_MASK = {**MASKED, "algo.as_mdlm": True, "sampling.mdlm_posterior": True}
@@ -176,7 +178,7 @@ def test_pairs_perplexities_and_texts_are_those_of_the_table(composed: dict[str,
         "eval": ("ppl_eval", {"lm1b": 64, "owt": 16}),
         "zero": ("zero_shot", {"owt": 16}),
         "gen": ("sample_eval_with_tc", {"lm1b": 64, "owt": 32, "owt_large": 32}),
-        "mask_seeds": ("cond_sample_eval_with_tc", {"owt": 8, "owt_large": 8}),
+        "cond": ("cond_sample_eval_with_tc", {"owt": 8, "owt_large": 8}),
     }
     written = {"seed": 42, "sampling.steps": [1024]}
     further = {
@@ -184,7 +186,7 @@ def test_pairs_perplexities_and_texts_are_those_of_the_table(composed: dict[str,
         "eval": {},
         "zero": {"data.insert_valid_eos": False},
         "gen": {**written, "sampling.temperature": 1.0, "sampling.noise_removal": "ancestral"},
-        "mask_seeds": {**written, "sampling.num_sample_batches": 32, "cond_sampling.num_cont_per_prefix": 5},
+        "cond": {**written, "sampling.num_sample_batches": 32, "cond_sampling.num_cont_per_prefix": 5},
     }
     seen = set()
     for script, cfg in composed.items():

@@ -25,6 +25,8 @@ from diffusion.randomness import row_keys
 from diffusion.score_entropy import Score
 from samplers import KeyedDraws, SamplerSettings, get_sampler
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = get_schedule("log-linear")
 V, MASK = 7, 2
 

@@ -18,6 +18,8 @@ from tasks import MODES
 from tests.test_samplers import grid_alphas
 from tests.worlds import World
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "synthetic" / "run_all.sh"
 TOY = (

@@ -15,6 +15,8 @@ from config.cli import compose_config
 from tasks import MODES
 from trainer_base import TrainerBase
 
+pytestmark = pytest.mark.slow
+
 SYMBOLS, LENGTH = 8, 8
 TINY = (
     "algo=mdlm",

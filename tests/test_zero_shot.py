@@ -14,6 +14,8 @@ import main
 from config.cli import compose_config
 from tasks import MODES
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     places = (f"data.cache_dir={folder}/cache", f"checkpointing.save_dir={folder}/run")
