@@ -22,7 +22,7 @@ from data.decoding import RULES, decode, rule_of
 from data.hub import hub_reachable
 from data.prepare import PreprocessingConfig, prepare
 from data.tokenizers import get_tokenizer
-from errors import ABSENT, UserError
+from errors import ABSENT, UserError, of_system
 from models.featurizer import Featurizer
 from reporting.runs import read_json, read_runs
 from utils import get_logger, printable, setup_logging, well_formed, write_json
@@ -348,8 +348,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     try:
         result = _run(options)
-    except UserError as error:
-        message = " ".join(str(error).split())
+    except (UserError, OSError) as error:
+        shown = error if isinstance(error, UserError) else of_system(error)
+        if shown is None:
+            raise
+        message = " ".join(str(shown).split())
         for theirs, ours in FLAGS.items():
             message = message.replace(theirs, ours)
         print(f"error: {printable(message)}", file=sys.stderr)

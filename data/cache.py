@@ -73,7 +73,7 @@ def open_or_build_first(
     if (found := _first_there(described)) is not None:
         return found, described[found][0]
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f".{described[0][0].name}.lock") as alone:
+    with locked(root / f".{described[0][0].name}.lock") as alone:
         if (found := _first_there(described)) is not None:  # another process may have made it meanwhile
             return found, described[found][0]
         for number, ((folder, parts), (_, build)) in enumerate(zip(described, choices, strict=True)):
@@ -167,11 +167,15 @@ def _fingerprint(file: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, work: str = "prepares this text") -> Iterator[bool]:
     """Hold ``path`` as a lock, and say whether that is so.
 
     Where the file system has no locks, renaming alone keeps folders complete: what is lost is the work of
     processes that make the same one.
+
+    Args:
+        path: the lock file; made where it is missing.
+        work: what the other process does, for the user who waits for it.
     """
     from filelock import FileLock, Timeout
 
@@ -181,8 +185,9 @@ def _locked(path: Path) -> Iterator[bool]:
             lock.acquire(timeout=_PATIENCE)
         except Timeout:
             log.warning(
-                "another process prepares this text and holds %s%s: waiting for it; if none of yours does, "
+                "another process %s and holds %s%s: waiting for it; if none of yours does, "
                 "the lock is one that a killed process has left: delete that file",
+                work,
                 path,
                 _holder(path),
             )

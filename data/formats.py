@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import io
 import json
 import os
@@ -21,12 +22,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, NoReturn, Protocol
 
 from errors import UserError
+from utils import get_logger
 
 BATCH = 1000  # documents that are handed on together
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}  # behind the ending of a file of lines
 DAMAGED_HINT = "fetch it again, or delete it"
 _LINE_SPAN = 2**22  # bytes
 _POINTER = b"version https://git-lfs.github.com/spec/"
+log = get_logger("data")
 _POINTER_BYTES = 1024  # a pointer of git-lfs is smaller
 
 
@@ -372,12 +375,25 @@ def _opened(file: str) -> Iterator[str | IO[bytes]]:
         yield content
 
 
+@functools.cache
+def _warn_of_no_end(file: str) -> None:
+    """An arrow stream may end without its mark, and one cut between two messages does: nothing else tells."""
+    with open(file, "rb") as content:
+        begin = content.read(4)
+        content.seek(-8, os.SEEK_END)
+        end = content.read()
+    mark = b"\xff\xff\xff\xff"
+    if begin == mark and end != mark + bytes(4):  # streams of before arrow 0.15 begin otherwise
+        log.warning("%s does not end with the mark of an arrow stream: it may be a part of a file", file)
+
+
 def _record_batches(file: str, start: int, stop: int | None, key: str) -> Iterator[Any]:
     import pyarrow as pa
 
     with _broken_as_one_line(file, key), pa.memory_map(file) as source:
         try:
             batches = iter(pa.ipc.open_stream(source))
+            _warn_of_no_end(file)
         except pa.ArrowInvalid:  # the other of the two arrow layouts
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))

@@ -110,7 +110,23 @@ def read_for_resuming(path: str | Path, *, key: str) -> dict[str, Any]:
     if missing:
         problem = f"lacks {', '.join(missing)}, without which its training cannot go on"
         raise UserError(key, str(path), problem, hint)
+    if problem := _unfit_moments(checkpoint):
+        raise UserError(key, str(path), problem, hint)
     return checkpoint
+
+
+def _unfit_moments(checkpoint: dict[str, Any]) -> str | None:
+    """Why the optimizers' states cannot be those of the weights beside them; None if they can."""
+    shapes = {tuple(weight.shape) for weight in checkpoint["state_dict"].values()}
+    for optimizer in checkpoint["optimizer_states"]:
+        states = optimizer.get("state") if isinstance(optimizer, dict) else None
+        if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+            return "its optimizer_states are no states of an optimizer"
+        for state in states.values():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.ndim and tuple(value.shape) not in shapes:
+                    return f"its optimizer_states hold {name} of shape {list(value.shape)}, as no weight has"
+    return None
 
 
 def _read(path: Path, key: str, reader: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError  # noqa: E402
+from errors import UserError, of_system  # noqa: E402
 from reporting.find import find  # noqa: E402
 from reporting.markdown import markdown  # noqa: E402
 from reporting.page import page  # noqa: E402
@@ -55,8 +55,11 @@ def main(words: Sequence[str]) -> int:
     try:
         counts = {"texts": max(given.texts, 0), "walks": max(given.trajectories, 0)}
         problems = report(given.runs, given.out, title=title, **counts)
-    except (ValueError, OSError) as error:
-        print(printable(" ".join(str(error).split())), file=sys.stderr)
+    except (UserError, OSError) as error:
+        shown = error if isinstance(error, UserError) else of_system(error)
+        if shown is None:
+            raise
+        print(printable(" ".join(str(shown).split())), file=sys.stderr)
         return 2
     for line in problems:
         print(f"not read: {printable(line)}", file=sys.stderr)

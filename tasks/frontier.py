@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from algo import OBJECTIVES
+from data.cache import locked
 from data.decoding import rule_of
 from dataloader import AUTO, batch_sizes, get_tokenizer
 from errors import UserError
@@ -131,7 +131,7 @@ class PointStore:
     def add(self, point: Point) -> None:
         """Put a point behind the others, whole or not at all; one that is there already stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
+        with locked(Path(f"{self.path}.lock"), "adds points to this folder"):
             points = self.read()
             if point["key"] not in {other["key"] for other in points}:
                 with atomic_open(self.path) as file:

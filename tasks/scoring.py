@@ -21,7 +21,7 @@ from models.written import WrittenTexts
 from tasks.processes import Processes
 from tasks.setup import build_from_checkpoint
 from tasks.stored import stored_configuration
-from tasks.weights import recorded_settings
+from tasks.weights import local_source, recorded_settings
 from trainer_base import TrainerBase
 from utils import get_logger, well_formed
 
@@ -151,7 +151,8 @@ def load_scorer(name: str, dtype: str) -> CausalLM | CheckpointScorer:
     """The scorer that ``eval.gen_ppl_eval_model_name_or_path`` names, on the CPU.
 
     Args:
-        name: an AR checkpoint of this program, a folder, or else a hub name.
+        name: an AR checkpoint of this program (a file, or owner/model/file.ckpt of the hub), a folder, or
+            else a hub name.
         dtype: ``eval.gen_ppl_dtype``.
 
     Raises:
@@ -159,7 +160,7 @@ def load_scorer(name: str, dtype: str) -> CausalLM | CheckpointScorer:
     """
     local = Path(name).expanduser()
     if local.is_file() or local.suffix == ".ckpt":
-        return _load_checkpoint(local, dtype)
+        return _load_checkpoint(local_source(name, key=KEY), dtype)
     if not local.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(KEY, name, "no such file or folder", HINT)
     offline = local.exists() or not hub_reachable()

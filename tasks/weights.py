@@ -34,22 +34,27 @@ _UNSEEN = (
 
 
 def read_source(name: str, *, key: str) -> dict[str, Any]:
-    """``models.checkpoint.read_checkpoint`` of a file, a folder, or a model of the hub.
+    """``models.checkpoint.read_checkpoint`` of what :func:`local_source` finds."""
+    return read_checkpoint(local_source(name, key=key), key=key)
+
+
+def local_source(name: str, *, key: str) -> Path:
+    """Where the weights of a name are: a path, or what the hub gives, in the hub's own cache.
 
     Args:
         name: a path, or owner/model or owner/model/file.ckpt of the hub where there is no such path.
         key: the configuration key that named it, for error messages.
 
     Raises:
-        ValueError: when there is no such thing, or it cannot be read safely.
+        UserError: the hub has no such thing, or cannot be reached. A path need not be there.
     """
     path = Path(name).expanduser()
     if not path.exists() and _HUB_NAME.fullmatch(name) and path.suffix not in _FILES:
-        path = _fetch(name, key)
-    elif not path.exists() and (found := _HUB_FILE.fullmatch(name)) and path.suffix in _FILES:
+        return _fetch(name, key)
+    if not path.exists() and (found := _HUB_FILE.fullmatch(name)) and path.suffix in _FILES:
         # Where the first folder is there, it is the path of a file that is not.
-        path = path if Path(name.split("/")[0]).exists() else _fetch(found[1], key, found[2])
-    return read_checkpoint(path, key=key)
+        return path if Path(name.split("/")[0]).exists() else _fetch(found[1], key, found[2])
+    return path
 
 
 def _fetch(name: str, key: str, file: str | None = None) -> Path:

@@ -42,7 +42,7 @@ def checkpoint_of(module: TrainerBase) -> dict[str, Any]:
         "state_dict": dict(module.state_dict()),
         "loops": {"fit_loop": {}},
         "callbacks": {"Checkpoints": {"best_score": None, "regular": None}},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1.0}]}],
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(32)}}, "param_groups": [{"lr": 1.0}]}],
         "lr_schedulers": [{"last_epoch": 3}],
         "config": OmegaConf.to_container(module.config, resolve=True),
         "ema": module.ema.state_dict(),
@@ -159,6 +159,26 @@ def test_a_part_that_would_silently_begin_again_is_missed(
         empty = save(content | {part: type(content[part])()}, tmp_path / "empty.ckpt")
         assert f"lacks {part}, without which" in complaint(read_for_resuming, empty, key="resume")
     assert read_for_resuming(save(content, path), key="resume")["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("states", "problem"),
+    [
+        (
+            [{"state": {0: {"exp_avg": torch.ones(3, 5, 7)}}}],
+            "hold exp_avg of shape [3, 5, 7], as no weight has",
+        ),
+        ([{"state": [1]}], "are no states of an optimizer"),
+        (["x"], "are no states of an optimizer"),
+        ([{"state": {0: 3}}], "are no states of an optimizer"),
+    ],
+)
+def test_moments_that_are_not_of_the_weights_are_refused(
+    states: Any, problem: str, content: dict[str, Any], tmp_path: Path
+) -> None:
+    path = save(content | {"optimizer_states": states}, tmp_path / "x.ckpt")
+    said = complaint(read_for_resuming, path, key="resume")
+    assert f"its optimizer_states {problem}" in said and said.endswith(f"training.finetune_path={path}")
 
 
 # Bombs ------------------------------------------------------------------------------------------------------

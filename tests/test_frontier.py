@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import shutil
@@ -280,6 +282,18 @@ def test_a_point_keeps_line_separators_and_no_nan(tmp_path: Path) -> None:
         first,
         second,
     ]
+
+
+def test_points_are_kept_where_files_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store = PointStore(tmp_path)
+    store.add(point(1.0, 2.0))
+    assert len(store.read()) == 1 and "is on a file system without locks" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["model", "noise", "training", "data", "algo", "name", "unknown"])

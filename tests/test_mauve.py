@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -317,3 +318,20 @@ def test_mistakes_are_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert code == 2 and line.startswith("error: ") and words in line
     assert not path.with_name("samples-mauve.json").exists()
+
+
+def test_what_the_system_refuses_is_one_line(
+    human_file: str,
+    folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(eval_mauve, "hub_reachable", lambda: False)
+    monkeypatch.setattr(eval_mauve, "write_json", full)
+    code, _ = command(tmp_path, folder, human_file, {"generated_seqs": ["a b", "c d"]})
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert code == 2 and line.startswith("error: ") and "No space left on device" in line

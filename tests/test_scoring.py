@@ -27,6 +27,7 @@ from transformers import (
 )
 
 import tasks.scoring
+import tasks.weights
 from config.cli import compose_config
 from data.tokenizers import get_tokenizer
 from errors import UserError
@@ -411,6 +412,21 @@ def test_an_ar_checkpoint_of_an_older_version_judges(trained: dict[str, Path], t
     scores = [
         score_texts(["[BOS]the cat[EOS]"], load_scorer(str(path), "auto"), batch_size=1, max_tokens=None)
         for path in (trained["ar"], tmp_path / "older.ckpt")
+    ]
+    assert torch.equal(scores[0].nll, scores[1].nll)
+
+
+def test_a_checkpoint_of_the_hub_scores_like_its_file(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks.weights, "hub_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *name, **how: str(trained["ar"]))
+    scores = [
+        score_texts(["[BOS]the cat[EOS]"], load_scorer(name, "auto"), batch_size=1, max_tokens=None)
+        for name in (str(trained["ar"]), "owner/model/ar.ckpt")
     ]
     assert torch.equal(scores[0].nll, scores[1].nll)
 

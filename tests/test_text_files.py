@@ -383,3 +383,15 @@ def test_the_spelling_of_a_path_is_no_other_place(
             prepare(recipe(spelled, tmp_path, length=5), tokenizer)
     assert not caplog.records
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_stream_of_arrow_without_its_end_is_warned_of(
+    is_cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut between two messages it reads as a shorter file, and other writers may leave the mark out."""
+    path = arrow(tmp_path / "x.arrow", "a", "b")
+    if is_cut:
+        path.write_bytes(path.read_bytes()[:-8])
+    assert texts(path) == ["a", "b"]
+    assert ("does not end with the mark of an arrow stream" in caplog.text) is is_cut
