@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion.parameterization import Prediction
 from diffusion.process import reverse_probabilities
-from samplers.base import Sampler, State
+from samplers.base import Sampler, State, due
 from samplers.draws import Draws
 from samplers.registry import register
 
@@ -36,7 +36,7 @@ def decide(is_masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, uniforms: Tensor
     return Decision(is_masked & (uniforms < unmask), is_masked & (uniforms >= unmask + keep))
 
 
-@register("ancestral", claim="the process, in steps", exact="limit")
+@register("ancestral", claim="the process, in steps", exact="limit", scheduled=True)
 class Ancestral(Sampler):
     """``num_steps`` network calls of the whole batch, as in the official implementations of MDLM and IMDM.
 
@@ -49,9 +49,10 @@ class Ancestral(Sampler):
         return torch.full((len(state.x),), step <= self._last_step, device=state.x.device)
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:
-        s, alpha_s, greedy = self.target(step, state.t)
+        is_masked = state.x == self.mask_id
+        s, alpha_s, greedy = self.target(step, state.t, is_masked)
         uniforms = draws.actions(step, state.x.shape[1])
-        decision = decide(state.x == self.mask_id, self.schedule.alpha(state.t), alpha_s, uniforms)
+        decision = decide(is_masked, self.schedule.alpha(state.t), alpha_s, uniforms)
 
         called = self.calls(decision)
         busy = called.nonzero().squeeze(-1)
@@ -67,11 +68,20 @@ class Ancestral(Sampler):
             state = state.merge(busy, part)
         return replace(state, t=s), called
 
-    def target(self, step: int, t: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Where step number ``step`` goes from ``t`` (B,): s and alpha_s (B,), and whether greedily."""
+    def target(self, step: int, t: Tensor, is_masked: Tensor | None = None) -> tuple[Tensor, Tensor, bool]:
+        """Where step number ``step`` goes from ``t`` (B,): s and alpha_s (B,), and whether greedily.
+
+        With a schedule, so far that as many of ``is_masked`` (B, L) bool as it says unmask on average.
+        """
         removal = self.settings.noise_removal
         if step == self._last_step and removal != "none":
             return torch.zeros_like(t), torch.ones_like(t), removal.startswith("greedy")
+        if self.settings.schedule is not None:
+            assert is_masked is not None
+            number = due(self.settings, step, self._last_step + 1, is_masked)
+            share = 1 - number / is_masked.sum(-1).clamp(min=1).double()
+            alpha_s = 1 - share * self.schedule.masked(t)
+            return torch.where(share == 0, 0.0, self.schedule.inverse(alpha_s)), alpha_s, False
         s = t * (self._grid(step + 1) / self._grid(step))
         return s, self.schedule.alpha(s), False
 
@@ -105,7 +115,7 @@ class Ancestral(Sampler):
         return 1 - step / self.settings.num_steps * (1 - self.settings.grid_eps)
 
 
-@register("ancestral_cache", claim="the same, fewer calls", exact="limit")
+@register("ancestral_cache", claim="the same, fewer calls", exact="limit", scheduled=True)
 class AncestralCache(Ancestral):
     """The same draws and tokens as ``ancestral``, calling the network only for rows that unmask something.
 

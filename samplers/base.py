@@ -22,7 +22,18 @@ from samplers.draws import Draws
 REMOVALS = ("ancestral", "greedy", "none", "tail", "greedy_tail")
 _CHUNK_ELEMENTS = 2**24  # log-probabilities alive at once: 128 MiB in float64
 
-TokenLaw = Callable[[Tensor, Tensor], Tensor]  # rows (N,) and positions (N,) -> log-probabilities (N, V)
+TokenDistribution = Callable[
+    [Tensor, Tensor], Tensor
+]  # rows (N,) and positions (N,) -> log-probabilities (N, V)
+
+
+class CallSchedule(Protocol):
+    """How many masks each network call unmasks (samplers/schedules.py)."""
+
+    def due(self, num_masked: int, length: int, step: int, num_calls: int) -> int:
+        """Of ``num_masked`` >= 1 masks among ``length`` positions, how many call ``step`` of ``num_calls``
+        unmasks; all of them in the last call."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class SamplerSettings:
         p_nucleus: tokens are drawn from the smallest set with at least this mass; 1 switches it off.
         reset: whether masks may receive new noise (infinite-mask models); without it they keep theirs.
         grid_eps: last time of the grid, as a part of the start time.
+        schedule: how many masks a call unmasks, of samplers with the trait ``scheduled``; None: as they do
+            without it.
         own: the sampler's own settings (``Settings`` of its file); None: their defaults.
 
     Raises:
@@ -51,6 +64,7 @@ class SamplerSettings:
     p_nucleus: float = 1.0
     reset: bool = True
     grid_eps: float = 1e-5
+    schedule: CallSchedule | None = None
     own: Any = None
 
     def __post_init__(self) -> None:
@@ -103,6 +117,7 @@ class Traits:
         removals: values of ``sampling.noise_removal`` that make sense.
         rewrites: a token that was written may change or become a mask again.
         asks_all: in each call the head runs at all masks of a row, not only at those that unmask.
+        scheduled: ``sampling.schedule`` can say how many masks a call unmasks.
     """
 
     claim: str
@@ -114,6 +129,7 @@ class Traits:
     removals: tuple[str, ...] = REMOVALS
     rewrites: bool = False
     asks_all: bool = False
+    scheduled: bool = False
 
 
 class Memory(Protocol):
@@ -175,13 +191,26 @@ class Samples:
     @classmethod
     def concatenate(cls, parts: Sequence[Samples]) -> Samples:
         """The samples of several batches as one; forward passes add up. All or none carry ``mask_seeds``."""
-        conds = [part.mask_seeds for part in parts if part.mask_seeds is not None]
+        seeds = [part.mask_seeds for part in parts if part.mask_seeds is not None]
         return cls(
             tokens=torch.cat([part.tokens for part in parts]),
             nfe=torch.cat([part.nfe for part in parts]),
             forward_passes=sum(part.forward_passes for part in parts),
-            mask_seeds=torch.cat(conds) if conds else None,
+            mask_seeds=torch.cat(seeds) if seeds else None,
         )
+
+
+def due(settings: SamplerSettings, step: int, num_calls: int, is_masked: Tensor) -> Tensor:
+    """How many masks of each row, (B,) int64, call ``step`` of ``num_calls`` unmasks: by the settings'
+    schedule, else the same number in every call."""
+    num_masked, length = is_masked.sum(-1), is_masked.shape[1]
+    if settings.schedule is None:
+        return (num_masked / (num_calls - step)).ceil().long()
+    found = torch.zeros_like(num_masked)
+    for n in num_masked.unique().tolist():
+        if n:
+            found[num_masked == n] = settings.schedule.due(n, length, step, num_calls)
+    return found
 
 
 def chunks(where: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,6 +218,9 @@ def chunks(where: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     batch_index, position = where.nonzero(as_tuple=True)
     size = max(1, _CHUNK_ELEMENTS // vocab_size)
     return zip(batch_index.split(size), position.split(size), strict=True)
+
+
+Ranking = Callable[[State, Prediction], Tensor]
 
 
 class Sampler(ABC):
@@ -280,6 +312,12 @@ class Sampler(ABC):
             state, step = after, step + 1
         return Samples(state.x, nfe, int(forward_passes), state.mask_seeds)
 
+    def ranking(self, shape: torch.Size, draws: Draws) -> Ranking:
+        """In which order masks unmask from rows of nothing but masks, ``shape`` (B, L): a function of a state
+        and its prediction, whose largest values (B, L) come first. At random, unless a sampler says how."""
+        order = draws.order(0, shape[1])
+        return lambda state, prediction: order
+
     def predict(self, state: State) -> Prediction:
         """Call the network once at the state's own times."""
         sigma = self.schedule.sigma(state.t).to(torch.float32)
@@ -310,7 +348,7 @@ class Sampler(ABC):
         step: int,
         state: State,
         where: Tensor,
-        distribution: TokenLaw,
+        distribution: TokenDistribution,
         vocab_size: int,
         draws: Draws,
         *,
@@ -320,10 +358,9 @@ class Sampler(ABC):
         """Write tokens at the positions ``where`` (B, L) bool, drawn from ``distribution``.
 
         The distribution is asked about these positions alone and in chunks: nothing of size (B, L, V)
-        exists. Where
-        ``greedy`` holds, for all rows or row by row (B,), the likeliest token is taken instead of a draw.
-        ``noted`` (B, L) float64 takes the log-probabilities, temperature and nucleus included, of what was
-        written.
+        exists. Where ``greedy`` holds, for all rows or row by row (B,), the likeliest token is taken instead
+        of a draw. ``noted`` (B, L) float64 takes the log-probabilities, temperature and nucleus included, of
+        what was written.
         """
         x = state.x.clone()
         for rows, columns in chunks(where, vocab_size):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffusion.parameterization import Prediction
 from errors import UserError
-from samplers.base import State, chunks, setting
+from samplers.base import Ranking, State, chunks, setting
 from samplers.draws import Draws
 from samplers.planned import Planned, sort_key
 from samplers.registry import register
@@ -78,11 +78,14 @@ class Certainty(Planned):
             wanted = score / self.own.temperature + gumbel
         order = wanted.argsort(dim=-1, descending=True, stable=True)
         order = order.gather(1, block.gather(1, order).argsort(dim=-1, stable=True))
-        num_due = (is_masked.sum(-1, keepdim=True) / (self.settings.num_steps - step)).ceil()
+        num_due = self.due(step, is_masked).unsqueeze(-1)
         due = torch.arange(length, device=score.device) < num_due
         is_open = (block == block.amin(-1, keepdim=True)).gather(1, order)
         due = due | (is_open & self.joins(score.gather(1, order), entropy.gather(1, order)))
         return is_masked & torch.zeros_like(is_masked).scatter(1, order, due)
+
+    def ranking(self, shape: torch.Size, draws: Draws) -> Ranking:
+        return lambda state, prediction: sort_key(self.survey(0, state, prediction, draws)[0], 0, draws)
 
     def joins(self, score: Tensor, entropy: Tensor) -> Tensor:
         """Of positions in their order, (B, L), which unmask besides those that have to, (B, L) bool."""
@@ -128,6 +131,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
     own_order=True,
     removals=("ancestral", "greedy"),
     asks_all=True,
+    scheduled=True,
 )
 class Confidence(Certainty):
     """The probability of the likeliest token."""
@@ -143,6 +147,7 @@ class Confidence(Certainty):
     own_order=True,
     removals=("ancestral", "greedy"),
     asks_all=True,
+    scheduled=True,
 )
 class Margin(Certainty):
     """The lead of the likeliest token over the second."""
@@ -159,6 +164,7 @@ class Margin(Certainty):
     own_order=True,
     removals=("ancestral", "greedy"),
     asks_all=True,
+    scheduled=True,
 )
 class Entropy(Certainty):
     """Minus the entropy."""

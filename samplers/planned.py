@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion.parameterization import Prediction
-from samplers.base import Sampler, State
+from samplers.base import Sampler, State, due
 from samplers.draws import Draws
 
 
@@ -38,6 +38,10 @@ class Planned(Sampler):
     @abstractmethod
     def choose(self, step: int, state: State, prediction: Prediction, draws: Draws) -> Tensor:
         """The masks (B, L) bool that unmask in this step, at least one a row."""
+
+    def due(self, step: int, is_masked: Tensor) -> Tensor:
+        """How many of ``is_masked`` (B, L) bool unmask in this step, by the schedule; (B,) int64."""
+        return due(self.settings, step, self.settings.num_steps, is_masked)
 
     def pending(self, step: int, state: State) -> Tensor:
         return (state.x == self.mask_id).any(-1)

@@ -30,6 +30,7 @@ def register(
     removals: tuple[str, ...] = REMOVALS,
     rewrites: bool = False,
     asks_all: bool = False,
+    scheduled: bool = False,
 ) -> Callable[[type[Sampler]], type[Sampler]]:
     """Class decorator that enters a sampler under ``names``; ``order`` other than random: in place of them.
 
@@ -42,7 +43,8 @@ def register(
                 assert (name, family, order) not in REGISTRY, f"two samplers are called {name}"
                 REGISTRY[name, family, order] = cls
         cls.name = names[0] if order == "random" else order
-        cls.traits = Traits(claim, exact, families, order, own_order, on_grid, removals, rewrites, asks_all)
+        traits = (claim, exact, families, order, own_order, on_grid, removals, rewrites, asks_all, scheduled)
+        cls.traits = Traits(*traits)
         cls.own_settings = getattr(sys.modules[cls.__module__], "Settings", None)
         return cls
 

@@ -7,16 +7,19 @@ among its own positions. In text that dependence is strongest between neighbours
 from __future__ import annotations
 
 import functools
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from diffusion.parameterization import Prediction
-from samplers.base import State
+from samplers.base import CallSchedule, Ranking, State
 from samplers.draws import Draws
 from samplers.planned import Planned
 from samplers.registry import register
+from samplers.schedules import counts
 
 
 @functools.lru_cache(maxsize=4096)
@@ -52,13 +55,18 @@ class Plan:
     call: Tensor
 
     @classmethod
-    def make(cls, is_masked: Tensor, num_calls: int) -> Plan:
+    def make(cls, is_masked: Tensor, num_calls: int, schedule: CallSchedule | None = None) -> Plan:
         """The plan of rows whose masks at the start are ``is_masked`` (B, L) bool."""
         call = torch.full(is_masked.shape, -1, dtype=torch.int64, device=is_masked.device)
         num_masked = is_masked.sum(-1)
         for n in num_masked.unique().tolist():
             rows = is_masked & (num_masked == n).unsqueeze(-1)
-            calls = torch.tensor(spread_calls(n, num_calls), dtype=torch.int64, device=is_masked.device)
+            made = (
+                spread_calls(n, num_calls)
+                if schedule is None
+                else _scheduled(n, call.shape[1], num_calls, schedule)
+            )
+            calls = torch.tensor(made, dtype=torch.int64, device=is_masked.device)
             call[rows] = calls.repeat(int((num_masked == n).sum()))
         return cls(call)
 
@@ -69,6 +77,12 @@ class Plan:
         return self  # made once, never changed
 
 
+def _scheduled(num_masked: int, length: int, num_calls: int, schedule: CallSchedule) -> list[int]:
+    """As ``spread_calls``, each call with as many masks as the schedule says."""
+    ends = list(accumulate(counts(schedule, num_masked, length, num_calls)))
+    return [bisect_right(ends, rank) for rank in spread_calls(num_masked, num_masked)]
+
+
 @register(
     "ancestral",
     "ancestral_cache",
@@ -77,6 +91,7 @@ class Plan:
     exact="limit",
     own_order=True,
     removals=("ancestral", "greedy"),
+    scheduled=True,
 )
 class Spread(Planned):
     """``num_steps`` network calls, each of which unmasks its part of a fixed order (``spread_calls``).
@@ -86,7 +101,13 @@ class Spread(Planned):
     """
 
     def begin(self, state: State) -> State:
-        return replace(state, memory=Plan.make(state.x == self.mask_id, self.settings.num_steps))
+        return replace(
+            state, memory=Plan.make(state.x == self.mask_id, self.settings.num_steps, self.settings.schedule)
+        )
+
+    def ranking(self, shape: torch.Size, draws: Draws) -> Ranking:
+        calls = torch.tensor(spread_calls(shape[1], shape[1]))
+        return lambda state, prediction: -calls.to(state.x.device).expand(state.x.shape)
 
     def choose(self, step: int, state: State, prediction: Prediction, draws: Draws) -> Tensor:
         assert isinstance(state.memory, Plan)
