@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from config.keys import all_keys
-from config.samplers import REMOVALS, Declared, declared_samplers, orders, own_sections
+from config.run import all_keys
+from config.sampling import REMOVALS, Declared, declared_samplers, orders, own_sections
 from samplers import REGISTRY
 from samplers import base as samplers_base
 
