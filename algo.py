@@ -57,7 +57,7 @@ def build(name: str, config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """The training of the algorithm ``name``.
 
     Args:
-        config: the composed configuration (config/schema.py).
+        config: the composed configuration (config/run.py).
         tokenizer: gives the vocabulary size and the mask id.
     """
     return TrainerBase(build_objective(name, config, tokenizer), config, tokenizer)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import DataLoader
 
-from config.algorithms import settings_of
+from config.algo import settings_of
 from data import tokenizers
 from data.batching import GlobalBatchSampler, ShardedSequentialSampler
 from data.dataset import TokenDataset

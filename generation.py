@@ -13,8 +13,10 @@ from torch import Tensor
 
 from algorithms.objective import BoundDenoiser
 from diffusion.randomness import Stream, fold_in, row_keys
-from samplers.base import OnStep, Sampler, SamplerSettings, Samples
+from errors import UserError
+from samplers.base import CallSchedule, OnStep, Sampler, SamplerSettings, Samples
 from samplers.registry import get_sampler
+from samplers.schedules import Cosine
 from samplers.semi_ar import Strides
 from samplers.study.truncated import DRAWS
 
@@ -34,6 +36,7 @@ class Generator:
         self.denoiser = denoiser
         self.objective, self.backbone = denoiser.objective, denoiser.backbone
         self.config = config
+        self.call_schedule: CallSchedule | None = None
         self.choose_sampler()
 
     @property
@@ -51,6 +54,7 @@ class Generator:
         settings = self.objective.settings
         predictor = sampling.predictor or settings.default_predictor
         self.sampler_class = get_sampler(predictor, settings.family, sampling.order)
+        self.call_schedule = Cosine() if sampling.schedule == "cosine" else None
         self.own_settings()  # a wrong one is found here, not after hours of training
         self.strides = Strides(sampling.stride_length, sampling.num_strides if sampling.semi_ar else 0)
         self.strides.check(settings.family)
@@ -68,14 +72,22 @@ class Generator:
         return kind(**self.config.sampling[kind.__module__.rsplit(".", 1)[-1]])
 
     def sampler_settings(self, num_steps: int) -> SamplerSettings:
-        """``sampling.*`` as the samplers read it."""
+        """``sampling.*`` as the samplers read it.
+
+        Raises:
+            UserError: ``sampling.schedule=auto``, and nothing was measured (``tasks.call_schedule``).
+        """
         sampling = self.config.sampling
+        if sampling.schedule == "auto" and self.call_schedule is None:
+            problem = "is measured on held-out text, which there is not here"
+            raise UserError("sampling.schedule", "auto", problem, "use cosine, or mode=sample_eval")
         return SamplerSettings(
             num_steps=num_steps,
             noise_removal=sampling.noise_removal,
             temperature=sampling.temperature,
             p_nucleus=sampling.p_nucleus if sampling.use_p_nucleus else 1.0,
             reset=not (sampling.fix_eps or sampling.mdlm_posterior),
+            schedule=self.call_schedule,
             own=self.own_settings(),
         )
 
@@ -106,8 +118,7 @@ class Generator:
         Args:
             given: (num_samples, model.length) ids that stay, masks where tokens are to be written: samples
                 follow the distribution of the model given these tokens, but for uniform-state models, which
-                do not
-                know that they are no noise: those only never change them. None: nothing is given.
+                do not know that they are no noise: those only never change them. None: nothing is given.
             start_seed: all rows share the start noise of this seed; None: ``group_size`` rows do.
         """
 

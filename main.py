@@ -15,11 +15,16 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from config.arguments import CommandLine, read_command_line
-from config.cli import compose_clean, dropped_warning, finish, register_schema
-from config.help import help_text
-from config.keys import CONFIG_DIR
-from config.schema import ONE_DEVICE_MODES
+from config.cli import (
+    CommandLine,
+    compose_clean,
+    dropped_warning,
+    finish,
+    help_text,
+    read_command_line,
+    register_schema,
+)
+from config.run import CONFIG_DIR, ONE_DEVICE_MODES
 from errors import RankZeroError, UserError, of_system
 from utils import get_logger, printable, setup_logging
 

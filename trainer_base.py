@@ -36,7 +36,7 @@ class TrainerBase(WatchedModule):
 
     Args:
         objective: the algorithm (algorithms/).
-        config: the composed configuration (config/schema.py).
+        config: the composed configuration (config/run.py).
         tokenizer: of the texts.
 
     Attributes:

@@ -58,7 +58,10 @@ class GaussianDuoSettings(DuoBaseSettings):
     gamma_min: float = key(-5.0, "log of noise over signal at t = 0", low=-30, high=30)
     gamma_max: float = key(-1.0, "the same at t = 1", low=-30, high=30)
     integral_cache_path: str | None = key(
-        None, "table of P(gamma), made by python -m integral; null: computed", example="integral/50258.npz"
+        None,
+        "table of P(gamma), made by python -m integral; null: computed",
+        path=True,
+        example="integral/50258.npz",
     )
 
     def validate(self, run: Any) -> None:

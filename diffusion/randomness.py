@@ -31,6 +31,7 @@ class Stream(IntEnum):
     REFLOW = 10
     TRAIN_TEACHER = 11
     VALID_TEACHER = 12
+    SCHEDULE = 13
 
 
 def _signed(value: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,14 +70,15 @@ class Dependence:
         """(M, L + 1): sum of c(m, j) over the ranks below n, n = 0 .. L."""
         return torch.nn.functional.pad(self.cost.cumsum(-1), (1, 0))
 
-    def of(self, ends: Sequence[int]) -> float:
-        """Cross-entropy in nats of a text that is written in calls which end at these numbers of known
-        tokens; each but the last is a measured number."""
-        begins = [0, *ends[:-1]]
-        return sum(
-            float(self.segments[self.known.index(m), n] - self.segments[self.known.index(m), m])
-            for m, n in zip(begins, ends, strict=True)
-        )
+    def of_counts(self, numbers: Sequence[int]) -> float:
+        """Cross-entropy in nats of a text that is written in calls of these numbers of tokens. A call that
+        begins between two measured numbers is valued as at the lower one."""
+        total, begin = 0.0, 0
+        for number in numbers:
+            row = self.segments[bisect_right(self.known, begin) - 1]
+            total += float(row[begin + number] - row[begin])
+            begin += number
+        return total
 
 
 class Measured:

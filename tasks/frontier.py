@@ -22,6 +22,7 @@ from models.hf_layouts import PATTERNS
 from models.precision import Precision
 from reporting.read import is_number, point_problem
 from samplers.registry import get_sampler
+from tasks.call_schedule import set_schedule
 from tasks.frontier_report import Point, write_report
 from tasks.names import name_and_path
 from tasks.processes import Processes
@@ -37,6 +38,7 @@ log = get_logger("frontier")
 
 KEY = "frontier.checkpoints"
 # Of the section sampling, what changes no sample, or is a setting of the grid.
+_LATER = ("schedule", "schedule_rows")  # points from before there was a choice say nothing of it
 _BESIDE = (
     "steps",
     "predictor",
@@ -87,6 +89,7 @@ def frontier(cfg: DictConfig) -> dict[str, Any]:
                 continue
             module = build_evaluated(job.cfg).to(device)
             for settings in todo[job.name]:
+                _choose_sampler(module, settings["predictor"])
                 store.add(_measured(module, settings, measure, device, folder))
                 bar.update()
             del module
@@ -243,7 +246,11 @@ def _fixed_settings(cfg: DictConfig, name: str, path: str, scorer: str) -> dict[
         "precision": str(Precision.resolve(cfg.trainer.precision, cfg.trainer.accelerator)),
         "seed": cfg.seed,
         "num_samples": cfg.sampling.num_sample_batches * batch_sizes(cfg, 1, evaluation=True)[0],
-        "sampling": {key: value for key, value in sampling.items() if key not in _BESIDE},
+        "sampling": {
+            key: value
+            for key, value in sampling.items()
+            if key not in _BESIDE and (key not in _LATER or sampling["schedule"] != "uniform")
+        },
         "scorer": cfg.eval.gen_ppl_eval_model_name_or_path,
         "scorer_files": scorer,
         "gen_ppl_dtype": cfg.eval.gen_ppl_dtype,
@@ -267,6 +274,14 @@ def _digest(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _choose_sampler(module: TrainerBase, predictor: str) -> None:
+    """Let samples be made by ``predictor``; a measured schedule is of its order."""
+    chosen = get_sampler(predictor, module.objective.settings.family, module.config.sampling.order)
+    if chosen is not module.generator.sampler_class or module.generator.call_schedule is None:
+        module.generator.sampler_class = chosen
+        set_schedule(module, module.config)
+
+
 def _measured(
     module: TrainerBase,
     settings: dict[str, Any],
@@ -277,9 +292,6 @@ def _measured(
     """Sample and judge at one point of the grid."""
     cfg, key = module.config, key_of(settings)
     cfg.sampling.temperature = settings["temperature"]
-    module.generator.sampler_class = get_sampler(
-        settings["predictor"], module.objective.settings.family, cfg.sampling.order
-    )
     run = sample_run(module, cfg, settings["steps"])
     measure.judge(run, Processes(device=device))
     if cfg.frontier.keep_samples:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data.decoding import decode, rule_of
 from dataloader import batch_sizes
 from metrics import mean_interval, sample_entropy
+from tasks.call_schedule import schedule_report, set_schedule
 from tasks.processes import ALONE, Processes, launch
 from tasks.prompts import Starts, num_samples, prompted
 from tasks.scoring import GenerativePerplexity, gen_ppl_words
@@ -49,6 +50,7 @@ def sample_eval(
     # Before anything is sampled: a wrong name of the scorer must not cost the samples.
     measure = GenerativePerplexity(cfg) if cfg.eval.compute_generative_perplexity else None
     module = build_evaluated(cfg).to(processes.device)
+    set_schedule(module, cfg)
     starts, steps = starts_of(module, cfg, processes.world_size), module.generator.step_counts()
     ways = Trajectories(module, cfg, path) if cfg.sampling.record_trajectories else None
     runs: list[dict[str, Any]] = []
@@ -115,6 +117,7 @@ def sample_run(
         "precision": str(module.backbone.precision),
         "ema": module.uses_ema,
         "checkpoint": cfg.eval.checkpoint_path,
+        **schedule_report(module, num_steps),
         **(starts.report if starts else {}),
         "decoding": rule_of(module.tokenizer, cfg.eval.decoding),
         **({"trajectories": ways.finish(num_steps, list(map(len, kept)), processes)} if ways else {}),

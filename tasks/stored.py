@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from algo import ALGORITHMS
-from config.cli import compose_config, finish
-from config.keys import Key, all_keys, sections
-from config.overrides import check_name
+from config.cli import check_name, compose_config, finish
+from config.run import all_keys, sections
 from errors import UserError
 from models.checkpoint import settings_of_weights
+from settings import Key
 from tasks.weights import recorded_settings
 
 HERE = {

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from algo import OBJECTIVES
-from config.choice import is_default
+from config.algo import is_default
 from data.hub import hub_reachable
 from errors import UserError
 from models.checkpoint import OTHER_SETTINGS, read_checkpoint, settings_of_weights

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from config.cli import compose_config
-from config.keys import groups
+from config.run import groups
 from errors import UserError
 from tasks.names import name_and_path
 from tasks.ppl_eval import evaluating_trainer, measure_ppl

@@ -8,8 +8,8 @@ import functools
 from omegaconf import DictConfig, OmegaConf
 
 from config import cli
-from config.keys import groups
-from config.overrides import parsed
+from config.cli import parsed
+from config.run import groups
 
 hydra_composes = cli._compose
 

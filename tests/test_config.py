@@ -11,12 +11,9 @@ import quick_compose
 from omegaconf import OmegaConf
 
 from config import cli
-from config.cli import compose_config
-from config.help import help_text
-from config.keys import CONFIG_DIR, all_keys, groups, owner_choices
+from config.cli import ELSEWHERE, compose_config, help_text
 from config.official import DROPPED
-from config.overrides import ELSEWHERE
-from config.schema import MODES
+from config.run import CONFIG_DIR, MODES, all_keys, groups, owner_choices
 
 ROOT = CONFIG_DIR.parent
 CHOICES = [

@@ -19,7 +19,7 @@ import models.safe_unpickle as safe_unpickle
 from algo import OBJECTIVES
 from api import load
 from config.cli import compose_config
-from config.keys import groups
+from config.run import groups
 from errors import UserError
 from models.checkpoint import UnreadableError, read_checkpoint, read_for_resuming
 from tasks.frontier import frontier

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from config.cli import compose_config
-from config.keys import groups
+from config.run import groups
 from data.places import SourceOverride
 from data.table import SOURCES
 from dataloader import data_settings, get_dataset, get_tokenizer, get_train_dataloader, get_valid_dataloader

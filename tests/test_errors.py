@@ -36,7 +36,7 @@ def test_the_first_process_reports_for_all() -> None:
 
 # A function of each layer that mode=plan calls.
 LAYERS = {
-    "config": "config.validation.check_devices",
+    "config": "config.run._validate_devices",
     "tasks": "MODES",
     "trainer_base": "trainer_base.TrainerBase.__init__",
     "models": "models.dit.DiT.__init__",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from config.arguments import read_command_line
+from config.cli import read_command_line
 from errors import UserError
 from main import ROOT, main
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from config import cli
 from config.cli import compose_config
-from config.keys import groups
+from config.run import groups
 from errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -9,11 +9,10 @@ import quick_compose
 from omegaconf import DictConfig, OmegaConf
 
 from config import cli
-from config.arguments import read_command_line
-from config.choice import is_default
-from config.cli import compose_clean, compose_config
-from config.keys import all_keys
+from config.algo import is_default
+from config.cli import compose_clean, compose_config, read_command_line
 from config.official import ALIASES, CLAIMS, DROPPED, VALUES
+from config.run import all_keys
 from errors import UserError
 
 MDLM_ALGORITHM = {"subs": "mdlm", "d3pm": "d3pm", "sedd": "sedd", "ar": "ar"}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config.arguments import read_command_line
-from config.cli import compose_config
+from config.cli import compose_config, read_command_line
 
 pytestmark = pytest.mark.slow
 

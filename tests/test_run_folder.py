@@ -18,8 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from config.cli import compose_config
-from config.keys import all_keys
-from config.paths import PATHS
+from config.run import all_keys, path_keys
 from data.dataset import TokenDataset
 from data.reflow import ReflowDataset
 from errors import UserError
@@ -164,8 +163,8 @@ def test_every_path_knows_the_home_folder(world: Path, monkeypatch: pytest.Monke
     assert (world / "ppl.json").exists() and not (world / "words" / "~").exists()
     named = {name for name in all_keys() if name.rsplit(".", 1)[-1].endswith(("path", "dir", "root", "file"))}
     named -= {"sampling.psi.time_profile"}
-    assert named <= {*PATHS, "data.source.data_dir", "data.valid_source.data_dir"}, "inside a data set"
-    assert set(PATHS) <= set(all_keys())
+    inside = {"data.source.data_dir", "data.valid_source.data_dir"}  # of a data set
+    assert named <= {*path_keys(), *inside}
     with pytest.raises(UserError, match=r"plan.path=~no-such-user/x: no such user"):
         compose_config([*TINY, "plan.path=~no-such-user/x"], warn=False)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from config.keys import all_keys
-from config.samplers import REMOVALS, Declared, declared_samplers, orders, own_sections
+from config.run import all_keys
+from config.sampling import REMOVALS, Declared, declared_samplers, orders, own_sections
 from samplers import REGISTRY
 from samplers import base as samplers_base
 

@@ -12,9 +12,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import eval_mauve
-from config.arguments import read_command_line
-from config.cli import compose_config
-from config.keys import groups
+from config.cli import compose_config, read_command_line
+from config.run import groups
 from tests.shell import PYTHON, ROOT, SCRIPTS, dry_run, of_each, shell
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from algo import OBJECTIVES
-from config.algorithms import algorithm_settings, settings_classes
+from config.algo import algorithm_settings, settings_classes
 
 TRAITS = ("family", "default_predictor", "causal", "needs_pairs", "exact_likelihood", "in_rounds")
 

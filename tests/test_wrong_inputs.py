@@ -15,11 +15,10 @@ import quick_compose
 from omegaconf import DictConfig, OmegaConf
 
 from config import cli
-from config.cli import COMPOSE_ERRORS, _explain_value, compose_config
-from config.keys import Key, all_keys, owner_choices
-from config.overrides import clean_overrides
-from config.validation import check, fill_derived
+from config.cli import COMPOSE_ERRORS, _explain_value, clean_overrides, compose_config
+from config.run import all_keys, check, derive, owner_choices
 from errors import UserError
+from settings import Key
 
 HUGE = "1" + "0" * 30
 NUMBERS = ("abc", "nan", "inf", "-inf", "[1,2]", "{a:1}", "", "true")
@@ -76,7 +75,7 @@ def outcome(name: str, value: str) -> UserError | None:
     except COMPOSE_ERRORS as error:
         return _explain_value(cfg, override, error)
     try:
-        fill_derived(cfg)
+        derive(cfg)
         check(cfg)
     except UserError as error:
         return error

@@ -1,4 +1,4 @@
-"""The algorithms, found in algorithms/ by the source of their settings classes.
+"""Section ``algo``: the algorithms, found in algorithms/ by the source of their settings classes.
 
 Importing an algorithm imports torch, seconds that nobody waits for who mistyped a key. So the classes called
 ``...Settings`` are taken out of the files and made alone; tests hold them equal to the imported ones.
@@ -13,9 +13,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 import settings as vocabulary
 from settings import AlgorithmSettings
 
+_BY_DEFAULT = "algo_by_default"  # a flag of the node, not a key: it changes no stored configuration
 FOLDER = Path(__file__).resolve().parent.parent / "algorithms"
 
 
@@ -59,3 +62,20 @@ def settings_of(cfg: Any) -> AlgorithmSettings:
     """The settings object of ``cfg.algo``, resolved; its methods are the algorithm's own checks."""
     cls = algorithm_settings()[cfg.algo.name]
     return cls(**{field.name: cfg.algo[field.name] for field in dataclasses.fields(cls)})
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Raise for settings that cannot hold together; returns warnings."""
+    settings = settings_of(cfg)
+    settings.validate(cfg)
+    return settings.warnings(cfg)
+
+
+def mark_default(cfg: DictConfig) -> None:
+    """Note that nobody chose ``cfg.algo``."""
+    cfg._set_flag(_BY_DEFAULT, True)
+
+
+def is_default(cfg: DictConfig) -> bool:
+    """Whether ``cfg.algo`` is the default that nobody chose; a configuration from elsewhere was chosen."""
+    return bool(cfg._get_flag(_BY_DEFAULT))
