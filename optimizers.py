@@ -1,4 +1,4 @@
-"""AdamW, which parameters it trains, the clipping of their gradients, and a watch for numbers gone wrong."""
+"""The optimizer, which parameters it trains, the clipping of gradients, a watch for numbers gone wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from errors import UserError
+from muon import Muon
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> torch.optim.AdamW:
@@ -27,6 +28,13 @@ def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]) -> to
         weight_decay=settings["weight_decay"],
         fused=True,
     )
+
+
+def make_optimizer(module: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of ``optim.name`` for what ``module`` trains."""
+    if settings["name"] == "muon":
+        return Muon(((name, p) for name, p in module.named_parameters() if p.requires_grad), settings)
+    return adamw((p for p in module.parameters() if p.requires_grad), settings)
 
 
 TUNED_NORMS = {"norm": ("norm1", "norm2"), "norm2": ("norm2",)}

@@ -26,7 +26,7 @@ from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
 from models.precision import Precision
 from models.sharding import collected, gathered, shard
-from optimizers import WatchedModule, adamw, train_only
+from optimizers import WatchedModule, make_optimizer, train_only
 from schedulers import lr_multiplier
 from training.rounds import RoundDistillation
 
@@ -123,7 +123,7 @@ class TrainerBase(WatchedModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optim = OmegaConf.to_container(self.config.optim)
-        optimizer = adamw(self.trainable(), optim)
+        optimizer = make_optimizer(self, optim)
         multiplier = lr_multiplier(
             OmegaConf.to_container(self.config.lr_scheduler), optim["lr"], self.config.trainer.max_steps
         )

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from config.algo import settings_of
+from config.official import official_sampler
 from config.sampling import SAMPLING_MODES, read_names, read_steps, validate_sampler
 from errors import UserError
 from settings import key
@@ -130,7 +131,8 @@ def derive(cfg: DictConfig) -> None:
     grid = cfg.frontier
     grid.steps = read_steps(grid.steps, "frontier.steps")
     grid.temperatures = read_temperatures(grid.temperatures)
-    grid.predictors = read_names(grid.predictors, "frontier.predictors")
+    names = read_names(grid.predictors, "frontier.predictors")
+    grid.predictors = [official_sampler(name) for name in names]
     grid.checkpoints = read_names(grid.checkpoints, "frontier.checkpoints")
     cfg.zero_shot.datasets = read_names(cfg.zero_shot.datasets, "zero_shot.datasets")
 

@@ -233,6 +233,12 @@ def split(word: str) -> tuple[str | None, str]:
     return (None, word) if match is None else (match[1], match[2].strip().strip("'\"").lower())
 
 
+def official_sampler(name: str) -> str:
+    """The sampler that the official programs call ``name``; any other name stays."""
+    (typed,) = VALUES.get(("sampling.predictor", name.lower()), (f"sampling.predictor={name}",))
+    return typed.removeprefix("sampling.predictor=")
+
+
 def typed_algorithm(words: Sequence[str]) -> str | None:
     """The value of the last ``algo=``; None when there is none."""
     return next((value for key, value in map(split, reversed(words)) if key == "algo"), None)

@@ -158,7 +158,7 @@ class Sampling:
         "masks of a call: as many each time, few at first, or what errs least on held-out text (auto)",
         choices=SCHEDULES,
     )
-    schedule_rows: int = key(256, "held-out texts that schedule=auto measures, a network call a token", low=1)
+    schedule_rows: int = key(128, "held-out texts that schedule=auto is measured on, in 64 calls", low=1)
     semi_ar: bool = key(False, "write more than model.length tokens: a window that slides over the text")
     stride_length: int = key(1, "semi_ar: new tokens of a stride; the rest of the window is kept", low=1)
     num_strides: int = key(
@@ -288,7 +288,7 @@ def _sampler_warnings(cfg: DictConfig) -> Iterator[str]:
                 "; of whole steps, as codes in float32 do, with sampling.predictor=ancestral_joint alone"
             )
         yield warning
-    if sampling.schedule != "auto" and sampling.schedule_rows != 256:
+    if sampling.schedule != "auto" and sampling.schedule_rows != 128:
         yield "sampling.schedule_rows has no effect without sampling.schedule=auto"
     if sampling.fix_eps and algorithm.has_masks and not hasattr(algorithm, "noise_type"):
         yield f"sampling.fix_eps=True has no effect with algo={cfg.algo.name}, whose masks carry no noise"

@@ -47,13 +47,18 @@ class Training:
 
 @dataclass
 class Optim:
-    """AdamW."""
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
 
+    name: str = key("adamw", "the optimizer", choices=("adamw", "muon"))
     lr: float = key(3e-4, "peak learning rate", above=0)
     weight_decay: float = key(0.0, "decoupled weight decay, of all parameters", low=0)
     beta1: float = key(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = key(0.999, "decay of the second moment", low=0, below=1)
     eps: float = key(1e-8, "added to the denominator", above=0)
+    muon_momentum: float = key(0.95, "muon: of its momentum", low=0, below=1)
+    adamw_lr: float | None = key(
+        None, "muon: peak rate of what AdamW trains; null: optim.lr", above=0, example=1e-3
+    )
     ln_tune: str = key(
         "none",
         "train only the norms in front of attention and MLPs (norm), or of the MLPs (norm2)",
@@ -317,6 +322,9 @@ def _warnings(cfg: DictConfig) -> Iterator[str]:
     named = checkpointing.resume_ckpt_path not in (None, f"{checkpointing.save_dir}/checkpoints/last.ckpt")
     if named and not checkpointing.resume_from_ckpt and trains:
         yield "checkpointing.resume_ckpt_path has no effect while checkpointing.resume_from_ckpt=False"
+    if cfg.optim.name != "muon" and (cfg.optim.adamw_lr is not None or cfg.optim.muon_momentum != 0.95):
+        name = "adamw_lr" if cfg.optim.adamw_lr is not None else "muon_momentum"
+        yield f"optim.{name} has no effect without optim.name=muon"
     if trains and cfg.optim.ln_tune != "none" and not training.finetune_path:
         yield f"optim.ln_tune={cfg.optim.ln_tune} without training.finetune_path: the rest stays random"
     warmup, last = cfg.lr_scheduler.get("num_warmup_steps") or 0, cfg.trainer.max_steps

@@ -24,7 +24,7 @@ from torch import Tensor
 from samplers.base import CallSchedule, Sampler, State, chunks
 from samplers.draws import Draws
 
-MOST_POINTS = 96  # numbers of known tokens that are measured, a network call each
+MOST_POINTS = 64  # numbers of known tokens that are measured, a network call each
 
 
 class Uniform:
@@ -132,12 +132,16 @@ def counts(schedule: CallSchedule, num_masked: int, length: int, num_calls: int)
 
 
 def points(length: int, most: int = MOST_POINTS) -> tuple[int, ...]:
-    """At most ``most`` numbers of known tokens below ``length``: all, or dense where few are known."""
+    """At most ``most`` >= 32 numbers of known tokens below ``length``: all where they are so few; else
+    sixteenths of the length, where calls of ``order=spread`` begin, the first ones, and some between that
+    grow further apart."""
     if length <= most:
         return tuple(range(length))
-    dense = most // 3
-    rest = [dense * (length / dense) ** (k / (most - dense)) for k in range(most - dense)]
-    return tuple(sorted({*range(dense), *(int(value) for value in rest)}))
+    sixteenths = {length * k // 16 for k in range(16)}
+    dense = (most - len(sixteenths)) // 2
+    number = most - len(sixteenths) - dense
+    rest = {int(dense * (length / dense) ** (k / number)) for k in range(number)}
+    return tuple(sorted(sixteenths | set(range(dense)) | rest))
 
 
 @torch.no_grad()

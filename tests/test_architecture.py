@@ -31,6 +31,7 @@ FLOORS = {
     "reporting": 2,
     "config": 2,
     "schedulers": 2,
+    "muon": 1,
     "optimizers": 2,
     "settings": 1,
     "utils": 1,

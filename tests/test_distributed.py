@@ -46,13 +46,14 @@ TRAININGS = {
     "d3pm": ("algo=d3pm", "algo.T=20"),
     "ar": ("algo=ar",),
     "norms": ("algo=imdm", "optim.ln_tune=norm"),
+    "muon": ("algo=imdm", "optim.name=muon"),
     # One token in 30 is masked: many micro-batches have none.
     "few_masks": ("algo=imdm", "algo.alpha_min=0.95"),
 }
 STARTED = ("sdtt", "redi", "norms", "few_masks")  # from weights that make all parts of the network matter
 STRATEGIES = {
     "ddp": ("mdlm", "imdm", "sdtt", "redi", "duo_base", "few_masks"),
-    "fsdp": ("imdm", "sdtt", "duo", "d3pm", "ar", "norms", "few_masks"),
+    "fsdp": ("imdm", "sdtt", "duo", "d3pm", "ar", "norms", "few_masks", "muon"),
 }
 RUNS = [(strategy, name) for strategy, names in STRATEGIES.items() for name in names]
 RESUMED = ("ddp-one", "fsdp-one", "one-ddp", "one-fsdp", "fsdp-ddp")

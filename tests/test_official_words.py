@@ -266,3 +266,11 @@ def test_the_tables_lead_to_what_there_is() -> None:
         assert name in known, name
     for name in [*ALIASES, *CLAIMS]:
         assert name not in all_keys(), f"{name} hides a key"
+
+
+def test_the_names_of_samplers_hold_in_lists() -> None:
+    words = ["mode=frontier", "algo=mdlm", "frontier.checkpoints=x.ckpt", "frontier.predictors=ddpm,spread"]
+    with pytest.raises(UserError, match=r"sampling.predictor=spread: no such sampler"):
+        compose_config(words, warn=False)
+    cfg = compose_config([*words[:-1], "frontier.predictors=ddpm,DDPM_cache,analytic"], warn=False)
+    assert list(cfg.frontier.predictors) == ["ancestral", "ancestral_cache", "analytic"]
