@@ -65,11 +65,7 @@ ELSEWHERE = {
     "batch_size": "use loader.global_batch_size",
 }
 
-# Groups of Hydra's plugins, with the packages that bring more choices.
-PLUGINS = {
-    "hydra/launcher": "joblib-launcher or hydra-submitit-launcher",
-    "hydra/sweeper": "optuna-sweeper",
-}
+PLUGINS = ("hydra/launcher", "hydra/sweeper")  # groups whose choices are packages of their own
 LISTS = ("callbacks",)  # groups of which several choices can be taken
 # group=null in Hydra's words: it knows no null choice. None: nothing to say, null is the default.
 NULL_CHOICES = {"wandb": "wandb=none", "callbacks": "callbacks=[]", "experiment": None, "debug": None}
@@ -465,9 +461,7 @@ def explain(cleaned: Overrides, error: Exception) -> UserError:
         plugins = [o for o in cleaned.parsed if o.key_or_group in PLUGINS and "Could not find" in str(broken)]
         if plugins:
             key, value = plugins[0].key_or_group, plugins[0].get_value_string()
-            return UserError(
-                key, value, "not installed", f"pip install hydra-{PLUGINS[key]} (docs/sweeps.md)"
-            )
+            return UserError(key, value, "not installed", "pip install -r requirements-sweeps.txt")
         return UserError("config", ABSENT, _one_line(broken))
     for override in cleaned.parsed:
         name = override.key_or_group
