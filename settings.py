@@ -201,7 +201,9 @@ def check_values(values: Any, table: Table, kinds: Mapping[str, type]) -> None:
             raise UserError(name, ABSENT, "has no value", f"give {declared[0].type_words()}")
         if len(declared) > 1:
             # A class may declare a key of its base again: the class's own limits hold.
-            owners = [one for one in declared if issubclass(kinds[".".join(sections)], one.owner)]
+            # By name: a process of a sweep may hold copies of the classes.
+            bases = {base.__qualname__ for base in kinds[".".join(sections)].__mro__}
+            owners = [one for one in declared if one.owner.__qualname__ in bases]
             declared = (max(owners, key=lambda one: len(one.owner.__mro__)),) if owners else declared
         complaints = [one.complaint(inside[leaf]) for one in declared]
         if all(complaints):  # of settings without a class any declaration may be the one

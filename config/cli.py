@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
@@ -64,6 +65,7 @@ ELSEWHERE = {
     "batch_size": "use loader.global_batch_size",
 }
 
+PLUGINS = ("hydra/launcher", "hydra/sweeper")  # groups whose choices are packages of their own
 LISTS = ("callbacks",)  # groups of which several choices can be taken
 # group=null in Hydra's words: it knows no null choice. None: nothing to say, null is the default.
 NULL_CHOICES = {"wandb": "wandb=none", "callbacks": "callbacks=[]", "experiment": None, "debug": None}
@@ -89,12 +91,19 @@ class CommandLine:
         """The clean command line for Hydra."""
         return [*self.flags, *self.overrides.words]
 
+    @property
+    def searches(self) -> bool:
+        """Whether a sweeper was typed that chooses points by itself, like ``hydra/sweeper=optuna``."""
+        chosen = [o.value() for o in self.overrides.parsed if o.key_or_group == "hydra/sweeper"]
+        return bool(chosen) and chosen[-1] != "basic"
+
     def jobs(self) -> Iterator[Overrides]:
-        """The overrides of every job: one, or one for each point of a sweep."""
+        """The overrides of every job: one, or one for each point of a sweep (of a search: for one point)."""
         if not self.multirun:
             yield self.overrides
             return
-        for words in itertools.product(*(_points(override) for override in self.overrides.parsed)):
+        search, typed = self.searches, self.overrides.parsed
+        for words in itertools.product(*(_first(one) if search else _points(one) for one in typed)):
             job = clean_overrides(words)
             job.claims = self.overrides.claims
             yield job
@@ -153,6 +162,13 @@ def _points(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UserError(override.input_line, ABSENT, "a sweep without single points", "list them, like 1,2,4")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _first(override: Override) -> list[str]:
+    """A point of a search: the first choice, or the lower end of an interval."""
+    if override.is_sweep_override() and not override.is_discrete_sweep():
+        return [f"{override.get_key_element()}={override.value().start}"]
+    return _points(override)[:1]
 
 
 @dataclass
@@ -357,7 +373,7 @@ def compose_config(overrides: Sequence[str] = (), *, warn: bool = True) -> DictC
     """
     cleaned = clean_overrides(overrides)
     cfg = compose_clean(cleaned)
-    warnings = finish(cfg, algo_is_chosen=cleaned.choose_algorithm)
+    warnings = finish_typed(cfg, cleaned)
     if warn:
         for line in [*dropped_warning(cleaned), *warnings]:
             log.warning(line)
@@ -374,11 +390,22 @@ def compose_clean(cleaned: Overrides) -> DictConfig:
     """Compose cleaned overrides; Hydra's errors become one line that names the key."""
     register_schema()
     try:
-        cfg = _compose(cleaned.words)
+        return _compose(cleaned.words)
     except COMPOSE_ERRORS as error:
-        raise _explain(cleaned, error) from error
+        raise explain(cleaned, error) from error
+
+
+def finish_typed(cfg: DictConfig, cleaned: Overrides) -> list[str]:
+    """``finish`` what ``cleaned`` composed to, which may speak of another algorithm than ``algo``."""
     official.refuse_other_claims(cleaned.claims, cfg.algo.name)
-    return cfg
+    return finish(cfg, algo_is_chosen=cleaned.choose_algorithm)
+
+
+def sweep_folder(cleaned: Overrides) -> Path:
+    """``hydra.sweep.dir`` of a command line."""
+    words = [word for word in cleaned.words if word.startswith("hydra.sweep.")]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name="main"):
+        return Path(compose("config", overrides=words, return_hydra_config=True).hydra.sweep.dir).absolute()
 
 
 def finish(cfg: DictConfig, *, algo_is_chosen: bool = True) -> list[str]:
@@ -425,12 +452,16 @@ def _compose(words: list[str]) -> DictConfig:
         return compose("config", overrides=words)
 
 
-def _explain(cleaned: Overrides, error: Exception) -> UserError:
+def explain(cleaned: Overrides, error: Exception) -> UserError:
     """The error of a failed composition: apply the overrides one by one and name the first that fails."""
     chosen = [word for word, o in zip(cleaned.words, cleaned.parsed, strict=True) if _is_group(o)]
     try:
         cfg = _compose(chosen)
     except COMPOSE_ERRORS as broken:
+        plugins = [o for o in cleaned.parsed if o.key_or_group in PLUGINS and "Could not find" in str(broken)]
+        if plugins:
+            key, value = plugins[0].key_or_group, plugins[0].get_value_string()
+            return UserError(key, value, "not installed", "pip install -r requirements-sweeps.txt")
         return UserError("config", ABSENT, _one_line(broken))
     for override in cleaned.parsed:
         name = override.key_or_group
