@@ -179,7 +179,10 @@ def _mode(cfg: DictConfig) -> None:
     if cfg.mode in SAMPLING_MODES and not cfg.sampling.num_sample_batches:
         problem = f"mode={cfg.mode} is there to sample"
         raise UserError("sampling.num_sample_batches", 0, problem, "give a number >= 1")
-    if cfg.mode not in ("train", "gen_ppl_eval", "frontier", "plan") and not cfg.eval.checkpoint_path:
+    if (
+        cfg.mode not in ("train", "gen_ppl_eval", "frontier", "judge", "plan")
+        and not cfg.eval.checkpoint_path
+    ):
         raise UserError(
             "eval.checkpoint_path",
             "''",
@@ -239,6 +242,12 @@ def _frontier(cfg: DictConfig) -> None:
         _sampling(tried)
 
 
+def _judge(cfg: DictConfig) -> None:
+    if cfg.mode == "judge" and not cfg.judge.files:
+        hint = "give judge.files=name:samples.json,other:samples.txt or checkpoints"
+        raise UserError("judge.files", "''", "mode=judge scores samples", hint)
+
+
 def _zero_shot(cfg: DictConfig) -> None:
     if cfg.mode == "zero_shot" and not cfg.zero_shot.datasets:
         hint = "give names like wikitext2,ptb"
@@ -257,6 +266,7 @@ CONTRADICTIONS: tuple[Callable[[DictConfig], None], ...] = (
     _prompts,
     _conditional,
     _frontier,
+    _judge,
     _zero_shot,
     refuse_data,
 )

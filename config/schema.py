@@ -22,11 +22,12 @@ MODES = (
     "gen_ppl_eval",
     "zero_shot",
     "frontier",
+    "judge",
     "export",
     "plan",
 )
 # The others spread their work over trainer.devices.
-ONE_DEVICE_MODES = ("frontier", "export")
+ONE_DEVICE_MODES = ("frontier", "judge", "export")
 
 
 @dataclass
@@ -297,6 +298,39 @@ class Frontier:
 
 
 @dataclass
+class Judge:
+    """mode=judge: samples of any program and checkpoints, scored under one protocol (docs/protocol.md)."""
+
+    path: str = key("./judged", "folder of result.json, table.md, report.html")
+    files: Any = key(
+        "",
+        "samples (.json, .jsonl, .txt, .npy of ids) and checkpoints, each a path or name:path",
+        example="a.json",
+    )
+    human: str | None = key(
+        None, "human texts in one of these formats; null: the validation set of data", example="human.jsonl"
+    )
+    train: str | None = key(
+        None,
+        "training texts, for controls and copies; null: human texts beside those compared",
+        example="train.txt",
+    )
+    controls: bool = key(True, "score texts that are bad by construction as well")
+    num_texts: int | None = key(
+        None, "texts of each set; null: as many as the smallest has", low=8, auto=True, example=256
+    )
+    length: int = key(
+        "${model.length}", "units, and tokens of the evaluator, that texts are cut to", low=2, example=1024
+    )
+    units: str = key("words", "what n-grams, entropy and lengths count", choices=("words", "characters"))
+    featurizer: str = key(
+        "ngrams", "features of MMD and MAUVE: ngrams (hashed, no download), or a model's folder or hub name"
+    )
+    mauve: bool = key(True, "MAUVE, with what human texts reach (needs mauve-text, which is under the GPL)")
+    num_seeds: int = key(3, "k-means that MAUVE is the mean of", low=1)
+
+
+@dataclass
 class Plan:
     """mode=plan: what a training takes, before anything is downloaded or started."""
 
@@ -334,6 +368,7 @@ class Config:
     export: Export = field(default_factory=Export)
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
     frontier: Frontier = field(default_factory=Frontier)
+    judge: Judge = field(default_factory=Judge)
     plan: Plan = field(default_factory=Plan)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)

@@ -36,6 +36,7 @@ def fill_derived(cfg: DictConfig) -> None:
     grid.temperatures = read_temperatures(grid.temperatures)
     grid.predictors = read_names(grid.predictors, "frontier.predictors")
     grid.checkpoints = read_names(grid.checkpoints, "frontier.checkpoints")
+    cfg.judge.files = read_names(cfg.judge.files, "judge.files")
     cfg.zero_shot.datasets = read_names(cfg.zero_shot.datasets, "zero_shot.datasets")
     for role in ("train", "valid"):
         if cfg.data[role] == "reflow-dataset":  # its name in the official configurations

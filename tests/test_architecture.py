@@ -24,6 +24,7 @@ FLOORS = {
     "algorithms": 4,
     "samplers": 3,
     "integral": 3,
+    "evaluation": 3,
     "diffusion": 2,
     "models": 2,
     "data": 2,
