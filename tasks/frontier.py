@@ -20,6 +20,7 @@ from dataloader import AUTO, batch_sizes, get_tokenizer
 from errors import UserError
 from models.hf_layouts import PATTERNS
 from models.precision import Precision
+from reporting.equal_cost import cost_points, write_equal_cost
 from reporting.read import is_number, point_problem
 from samplers.registry import get_sampler
 from tasks.frontier_report import Point, write_report
@@ -92,7 +93,9 @@ def frontier(cfg: DictConfig) -> dict[str, Any]:
             del module
     points = store.read()
     matched = write_report(points, folder, cfg.frontier.entropy)
-    log.info("%d points -> %s, table.md, figure.png beside it", len(points), store.path)
+    if costs := cost_points((point["name"], point) for point in points):
+        write_equal_cost(costs, folder / "cost")
+    log.info("%d points -> %s, table.md, figure.png, cost.pdf and more beside it", len(points), store.path)
     return {"points": points, "matched": matched}
 
 
