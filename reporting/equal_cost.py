@@ -204,8 +204,10 @@ def _panel(panel: Axes, points: Sequence[CostPoint], axis: str) -> None:
         panel.plot([], [], color=colour, marker=marker, label=label)
         for group, shade in ((kept, colour), ([one for one in members if one.dominated], GREY)):
             x = [getattr(one, axis) for one in group]
-            line = "-" if group is kept else ""
-            panel.plot(x, [one.ppl for one in group], line, color=shade, marker=marker, ms=4, lw=1.2)
+            line = "-" if group is kept else "none"
+            panel.plot(
+                x, [one.ppl for one in group], linestyle=line, color=shade, marker=marker, ms=4, lw=1.2
+            )
             for at, one in zip(x, group, strict=True):
                 if one.low is not None:
                     panel.vlines(at, one.low, one.high, color=shade, alpha=0.4, lw=2.5)
@@ -216,6 +218,8 @@ def _panel(panel: Axes, points: Sequence[CostPoint], axis: str) -> None:
     panel.set_xscale("log", base=2 if axis == "calls" else 10)
     panel.set_yscale("log")
     panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
     if axis == "calls":
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.grid(alpha=0.25)

@@ -34,7 +34,7 @@ from metrics import TextScores  # noqa: E402
 from utils import atomic_open  # noqa: E402
 
 LETTERS, LENGTH = "abc", 8
-TEXTS, SOURCE, TRIALS = 200, 600, 500
+TEXTS, SOURCE, TRIALS, REVERSE = 200, 600, 500, 50
 STRENGTHS = (0.1, 0.2, 0.4, 0.8)
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 METRICS = (
@@ -181,16 +181,19 @@ class Study:
         return float(self.language.probs @ nats) / self.language.words.shape[1]
 
 
-def coverage(study: Study, probs: np.ndarray, trials: int, *, reverse: bool = True) -> dict[str, float]:
-    """Share of trials whose 95 % interval holds the truth, for every metric."""
+def coverage(study: Study, probs: np.ndarray, trials: int, *, reverse: int = REVERSE) -> dict[str, float]:
+    """Share of trials whose 95 % interval holds the truth, for every metric; of ``reverse`` trials for the
+    reverse cross-entropy, whose truth takes a sum over all words in each."""
     truth, inside = study.truth(probs), dict.fromkeys(METRICS, 0)
     for trial in range(trials):
         found = study.estimates(probs, trial)
-        if reverse:
-            truth["reverse_ngram_nll"] = study.reverse_truth(found["rows"])
-        for name in truth:
-            inside[name] += found[name].low <= truth[name] <= found[name].high
-    return {name: inside[name] / trials for name in truth}
+        now = dict(truth)
+        if trial < reverse:
+            now["reverse_ngram_nll"] = study.reverse_truth(found["rows"])
+        for name, value in now.items():
+            inside[name] += found[name].low <= value <= found[name].high
+    counts = {name: reverse if name == "reverse_ngram_nll" else trials for name in METRICS}
+    return {name: inside[name] / counts[name] for name in METRICS if counts[name]}
 
 
 def power(study: Study, probs: np.ndarray, trials: int) -> dict[str, tuple[float, float]]:
@@ -225,13 +228,16 @@ def distances(human: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     return float(probs[some] @ np.log(probs[some] / human[some])), 0.5 * float(np.abs(probs - human).sum())
 
 
-def tables(study: Study, trials: int, power_trials: int) -> str:
-    """All tables of the page."""
+def tables(study: Study, trials: int, power_trials: int, covered: Sequence[str] = KINDS) -> str:
+    """All tables of the page; coverage for human texts and the corruptions ``covered``."""
     language = study.language
     cases = {"human": language.probs}
-    cases |= {f"{kind}, 0.4": corrupted(language, kind, 0.4) for kind in KINDS}
-    covers = {name: coverage(study, probs, trials) for name, probs in cases.items()}
-    lines = [f"Coverage of the 95 % intervals in {trials} trials of {study.number} texts:", ""]
+    cases |= {f"{kind}, 0.4": corrupted(language, kind, 0.4) for kind in covered}
+    covers = {
+        name: coverage(study, probs, trials, reverse=min(REVERSE, trials)) for name, probs in cases.items()
+    }
+    words = f"Coverage of the 95 % intervals in {trials} trials of {study.number} texts"
+    lines = [f"{words} (reverse cross-entropy: {REVERSE}):", ""]
     lines += _markdown(
         ("distribution", *METRICS),
         [[name, *(_share(found[m], m, name) for m in METRICS)] for name, found in covers.items()],
@@ -274,8 +280,9 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "protocol.md")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--power_trials", type=int, default=100)
+    parser.add_argument("--covered", nargs="*", default=list(KINDS), choices=KINDS)
     given = parser.parse_args(argv)
-    text = tables(Study(Language()), given.trials, given.power_trials)
+    text = tables(Study(Language()), given.trials, given.power_trials, given.covered)
     before, rest = given.page.read_text(encoding="utf-8").split(BEGIN)
     with atomic_open(given.page) as file:
         file.write(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
