@@ -6,6 +6,8 @@
 >>> model.sample(4, prompt="the ____ is", temperature=0.8)  # four that begin so, each _ a token to write
 >>> model.sample(prompt="a ________ of the list<end>", predictor="first_hitting", seed=7)  # one, filled in
 >>> model.perplexity(["the list is empty"])  # per token; an upper bound for masked models
+>>> model.nll([" is empty"], given=["the list"])  # of what follows a beginning
+>>> model.nll(["the list of"], given=["the ____ of"])  # of what stands in the blanks, given all the rest
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -23,7 +26,11 @@ from transformers import PreTrainedTokenizerBase
 from data.decoding import decode
 from data.tokenizers import boundary_ids
 from errors import UserError
+from evaluation.conditional import Likelihood
+from evaluation.estimates import ratio
+from evaluation.samples import read_samples
 from models.written import unknown_id
+from tasks.likelihoods import row_likelihoods, row_of
 from tasks.prompts import encode, starts_of_prompts
 from tasks.scoring import written_texts
 from tasks.setup import build_evaluated, evaluation_device
@@ -112,14 +119,102 @@ class Model:
             text.tokens, text.tokenizer = ids, self.tokenizer
         return (texts, kept) if return_tokens else texts
 
-    def nll(self, texts: Sequence[str], *, draws: int = 64, seed: int = 1) -> list[float]:
+    def nll(
+        self,
+        texts: Sequence[str],
+        *,
+        given: str | Sequence[str] | None = None,
+        draws: int = 64,
+        seed: int = 1,
+    ) -> list[float]:
         """The negative log-likelihood of each text in nats: exact for autoregressive models, for others the
         mean of ``draws`` draws of the NELBO, an upper bound. Its row holds it alone, between bos and eos; the
         names of special tokens in it are text. A text that ``sample`` gave is the row that it wrote; any
         other that begins with the name of bos is a row as it is, cut at ``model.length``, in which those
         names are the tokens.
+
+        Args:
+            given: what is known, one for all texts or one for each: see ``likelihoods``.
         """
+        if given is not None:
+            return [found.nll for found in self.likelihoods(texts, given=given, draws=draws, seed=seed)]
         return [nll for nll, _ in self._scores(texts, draws, seed)]
+
+    def likelihoods(
+        self,
+        texts: Sequence[str],
+        *,
+        given: str | Sequence[str],
+        draws: int = 64,
+        seed: int = 1,
+        exact: bool | None = None,
+    ) -> list[Likelihood]:
+        """The conditional likelihood of each text: its nats, their standard error, and those of each token.
+
+        Autoregressive models: exact. Masked models with a single mask and at most
+        ``evaluation.conditional.MOST_EXACT`` tokens to be judged in every text: the exact probability that a
+        sampler writes them which unmasks one random position a call. All others: the NELBO by ``draws``
+        stratified draws, which are the same for all texts, so that the choices of a question compare.
+
+        Args:
+            given: without a blank the beginning that a text continues (nothing is put between them); with
+                blanks (``tasks.prompts.starts_of_prompts``) the rest of a text, which then is whole.
+            draws: of a bound, an even number.
+            exact: True: exact values or an error; False: bounds; None: exact values where all texts have
+                them.
+
+        Raises:
+            UserError: a text that is too long, does not fit what is given, or has no exact value.
+        """
+        known = [given] * len(texts) if isinstance(given, str) else list(given)
+        if len(known) != len(texts):
+            raise UserError(
+                "given", f"{len(known)} texts", f"there are {len(texts)} to judge", "give as many"
+            )
+        rows = [row_of(self.module, text, one) for text, one in zip(texts, known, strict=True)]
+        return row_likelihoods(self._with({"seed": seed}), rows, draws=draws, seed=seed, exact=exact)
+
+    def token_nll(
+        self, text: str, *, given: str, draws: int = 64, seed: int = 1
+    ) -> list[tuple[str, float | None]]:
+        """Each token of the row with the nats that it adds, by ``likelihoods``; None for a given one. Of a
+        masked model they are parts of a bound: a token's mean over the orders in which it is written."""
+        (found,) = self.likelihoods([text], given=given, draws=draws, seed=seed, exact=self._is_exact())
+        ids, is_open = row_of(self.module, text, given)
+        names = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        nats = found.token_nll.tolist()
+        return [(name, nats[at] if is_open[at] else None) for at, name in enumerate(names)]
+
+    def _is_exact(self) -> bool:
+        return self.module.objective.settings.exact_likelihood
+
+    def score(self, file: str, *, draws: int = 64, seed: int = 1) -> list[dict[str, Any]]:
+        """The perplexity of a file of samples under this model, one object for each set of texts in it.
+
+        Args:
+            file: as ``judge.files`` takes them: .json, .jsonl, .txt, .npy of this model's ids.
+
+        Returns:
+            name, perplexity, interval (95 %, texts are the units), nats, tokens, num_texts, and whether the
+            likelihood is exact or a bound.
+        """
+        found = []
+        decoding = self._config.eval.decoding
+        for one in read_samples(file, None, key="file", tokenizer=lambda: self.tokenizer, decoding=decoding):
+            nats, tokens = zip(*self._scores(one.texts, draws, seed), strict=True)
+            value = ratio(np.array(nats), np.array(tokens), lambda nll: math.exp(min(nll, 700.0)))
+            found.append(
+                {
+                    "name": one.name,
+                    "perplexity": value.value,
+                    "interval": None if value.low is None else [value.low, value.high],
+                    "nats": sum(nats),
+                    "tokens": int(sum(tokens)),
+                    "num_texts": len(nats),
+                    "likelihood": "exact" if self._is_exact() else "bound",
+                }
+            )
+        return found
 
     def perplexity(self, texts: Sequence[str], *, draws: int = 64, seed: int = 1) -> float:
         """exp of the nats per token over all ``texts``; see ``nll``."""

@@ -1,4 +1,4 @@
-"""Sections ``eval``, ``cond_sampling``, ``export``, ``zero_shot``, ``frontier``, ``plan``."""
+"""Sections ``eval``, ``cond_sampling``, ``export``, ``zero_shot``, ``frontier``, ``judge``, ``plan``."""
 
 from __future__ import annotations
 
@@ -108,6 +108,45 @@ class Frontier:
 
 
 @dataclass
+class Judge:
+    """mode=judge: samples of any program and checkpoints, scored under one protocol (docs/protocol.md)."""
+
+    path: str = key("./judged", "folder of result.json, table.md, report.html", path=True)
+    files: Any = key(
+        "",
+        "samples (.json, .jsonl, .txt, .npy of ids) and checkpoints, each a path or name:path",
+        example="a.json",
+    )
+    human: str | None = key(
+        None,
+        "human texts in one of these formats; null: the validation set of data",
+        path=True,
+        example="human.jsonl",
+    )
+    train: str | None = key(
+        None,
+        "training texts, for controls and copies; null: human texts beside those compared",
+        path=True,
+        example="train.txt",
+    )
+    controls: bool = key(True, "score texts that are bad by construction as well")
+    num_texts: int | None = key(
+        None, "texts of each set; null: as many as the smallest has", low=8, auto=True, example=256
+    )
+    length: int = key(
+        "${model.length}", "units, and tokens of the evaluator, that texts are cut to", low=2, example=1024
+    )
+    units: str = key("words", "what n-grams, entropy and lengths count", choices=("words", "characters"))
+    featurizer: str = key(
+        "ngrams",
+        "features of MMD and MAUVE: ngrams (hashed, no download), or a model's folder or hub name",
+        path=True,
+    )
+    mauve: bool = key(True, "MAUVE, with what human texts reach (needs mauve-text, which is under the GPL)")
+    num_seeds: int = key(3, "k-means that MAUVE is the mean of", low=1)
+
+
+@dataclass
 class Plan:
     """mode=plan: what a training takes, before anything is downloaded or started."""
 
@@ -134,6 +173,7 @@ def derive(cfg: DictConfig) -> None:
     names = read_names(grid.predictors, "frontier.predictors")
     grid.predictors = [official_sampler(name) for name in names]
     grid.checkpoints = read_names(grid.checkpoints, "frontier.checkpoints")
+    cfg.judge.files = read_names(cfg.judge.files, "judge.files")
     cfg.zero_shot.datasets = read_names(cfg.zero_shot.datasets, "zero_shot.datasets")
 
 
@@ -168,9 +208,13 @@ def _validate_mode(cfg: DictConfig) -> None:
     if cfg.mode in (*SAMPLING_MODES, "frontier") and not cfg.sampling.num_sample_batches:
         problem = f"mode={cfg.mode} is there to sample"
         raise UserError("sampling.num_sample_batches", 0, problem, "give a number >= 1")
-    if cfg.mode not in ("train", "gen_ppl_eval", "frontier", "plan") and not cfg.eval.checkpoint_path:
+    without = ("train", "gen_ppl_eval", "frontier", "judge", "plan")
+    if cfg.mode not in without and not cfg.eval.checkpoint_path:
         problem, hint = f"mode={cfg.mode} evaluates a checkpoint", "give eval.checkpoint_path=.../last.ckpt"
         raise UserError("eval.checkpoint_path", "''", problem, hint)
+    if cfg.mode == "judge" and not cfg.judge.files:
+        hint = "give judge.files=name:samples.json,other:samples.txt or checkpoints"
+        raise UserError("judge.files", "''", "mode=judge scores samples", hint)
     if cfg.mode == "zero_shot" and not cfg.zero_shot.datasets:
         hint = "give names like wikitext2,ptb"
         raise UserError("zero_shot.datasets", "''", "mode=zero_shot evaluates data sets", hint)

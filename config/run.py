@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from config import algo, data, evaluation, model, sampling, training
 from config.algo import algorithm_settings
 from config.data import Data, Loader
-from config.evaluation import CondSampling, Eval, Export, Frontier, Plan, ZeroShot
+from config.evaluation import CondSampling, Eval, Export, Frontier, Judge, Plan, ZeroShot
 from config.model import Model, Noise
 from config.sampling import Sampling
 from config.training import (
@@ -50,11 +50,12 @@ MODES = (
     "gen_ppl_eval",
     "zero_shot",
     "frontier",
+    "judge",
     "export",
     "plan",
 )
 # The others spread their work over trainer.devices.
-ONE_DEVICE_MODES = ("frontier", "export")
+ONE_DEVICE_MODES = ("frontier", "judge", "export")
 
 
 @dataclass
@@ -107,6 +108,7 @@ class Config:
     export: Export = field(default_factory=Export)
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
     frontier: Frontier = field(default_factory=Frontier)
+    judge: Judge = field(default_factory=Judge)
     plan: Plan = field(default_factory=Plan)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)

@@ -10,20 +10,28 @@ from reporting.read import Way
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and all digits of the number that it rounds (None: it is no number)."""
+    """A text, and all digits of the number that it rounds (None: it is no number).
+
+    Attributes:
+        under: what stands under it, in small letters.
+        best: it is shown in bold.
+    """
 
     text: str
     exact: float | None = None
+    under: str = ""
+    best: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head; ``note`` says what the numbers are."""
+    """Rows of cells under a head; ``note`` says what the numbers are; a page shows ``folded`` ones closed."""
 
     title: str
     head: tuple[str, ...]
     rows: list[list[Cell]]
     note: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,12 @@ class Section:
     note: str = ""
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> Table:
+def table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "", *, folded: bool = False
+) -> Table:
     """A table without the columns that are empty in every row."""
     used = [k for k in range(len(head)) if any(row[k].text for row in rows)]
-    return Table(title, tuple(head[k] for k in used), [[row[k] for k in used] for row in rows], note)
+    return Table(title, tuple(head[k] for k in used), [[row[k] for k in used] for row in rows], note, folded)
 
 
 def steps_words(steps: float | None) -> str:

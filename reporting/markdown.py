@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reporting.blocks import Section, Table
+from reporting.blocks import Cell, Section, Table
 from utils import printable
 
 
@@ -17,11 +17,16 @@ def markdown(title: str, sections: Sequence[Section], problems: Sequence[str]) -
             lines += [f"## {_plain(section.title)}", ""]
         for table in tables:
             lines += [f"{_plain(table.title)}:", "", _row(table.head), "|" + "---|" * len(table.head)]
-            lines += [_row([cell.text for cell in row]) for row in table.rows]
+            lines += [_row([_shown(cell) for cell in row]) for row in table.rows]
             lines += ["", *([_plain(table.note), ""] if table.note else [])]
     if problems:
         lines += ["Not read:", "", *[f"- {_plain(line)}" for line in problems], ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    """A cell with what stands under it; bold is for the page alone."""
+    return f"{cell.text} ({cell.under})" if cell.under else cell.text
 
 
 def _row(cells: Sequence[str]) -> str:

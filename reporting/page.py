@@ -24,6 +24,10 @@ _BUTTONS = (
     ("next", "›", "one step on"),
     ("last", "»", "to the end"),
 )
+_COPY = (
+    '<button type="button" data-copy="csv">copy as csv</button>'
+    '<button type="button" data-copy="latex">copy as LaTeX</button>'
+)
 _KEY = (
     '<span><span class="mask m0">mm</span> mask</span>'
     '<span><span class="mask m1 reset">mm</span> mask reset in this step (colour: how often so far)</span>'
@@ -34,7 +38,9 @@ _KEY = (
 
 def page(title: str, sections: Sequence[Section], problems: Sequence[str]) -> str:
     """The whole page; ``problems`` are lines about files that could not be read."""
-    style, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    here = Path(__file__)
+    style = here.with_name("page.css").read_text("utf-8")
+    script = "\n".join(here.with_name(name).read_text("utf-8") for name in ("page.js", "tables.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     links = "".join(f'<a href="#{one.name}">{escape(one.title)}</a>' for one in sections)
@@ -52,7 +58,7 @@ def page(title: str, sections: Sequence[Section], problems: Sequence[str]) -> st
     ]
     if walks:
         parts.append(f'<script type="application/json" id="walks">{_payload(walks)}</script>')
-        parts.append(f"<script>{script}</script>")
+    parts.append(f"<script>{script}</script>")
     return "\n".join([*parts, "</body>\n</html>\n"])
 
 
@@ -76,21 +82,32 @@ def _is(block: Block, kind: type) -> bool:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    head = "".join(
+        f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.head
+    )
     rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     # A region that scrolls can be reached by keyboard.
-    return (
-        f'<h3>{escape(table.title)}</h3><div class="wide" role="region" tabindex="0" '
+    inner = (
+        f'<p class="copy">{_COPY}</p><div class="wide" role="region" tabindex="0" '
         f'aria-label="{escape(table.title)}"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>'
         f"</table></div>{note}"
     )
+    if not table.folded:
+        return f'<div class="table"><h3>{escape(table.title)}</h3>{inner}</div>'
+    rows_words = f"{len(table.rows)} row{'s' * (len(table.rows) != 1)}"
+    summary = f"<summary>{escape(table.title)} ({rows_words})</summary>"
+    return f'<details class="table">{summary}{inner}</details>'
 
 
 def _cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    if cell.under:
+        text = f'<span class="main">{text}</span> <span class="under">({escape(cell.under)})</span>'
     if cell.exact is None:
-        return f"<td>{escape(cell.text)}</td>"
-    return f'<td class="number" title="{cell.exact!r}">{escape(cell.text)}</td>'
+        return f"<td>{text}</td>"
+    kind = "number best" if cell.best else "number"
+    return f'<td class="{kind}" title="{cell.exact!r}" data-exact="{cell.exact!r}">{text}</td>'
 
 
 def _charts(charts: Sequence[Chart]) -> str:

@@ -21,7 +21,7 @@ from reporting.blocks import (
 )
 from reporting.find import Findings, Measured, Training
 from reporting.read import Way
-from reporting.sampled import entropy_section, sampled
+from reporting.sampled import SHORT, entropy_section, sampled
 
 MOST_POINTS = 400  # of a training curve
 MOST_CHARACTERS = 1_500  # of a sample's text
@@ -36,11 +36,11 @@ def sections(findings: Findings, *, texts: int, walks: int) -> list[Section]:
     """
     labels = findings.labels()
     made = [
-        _likelihood(findings),
         sampled(findings, labels),
+        _texts(findings.samples, texts),
+        _likelihood(findings),
         *[entropy_section(frontier, k) for k, frontier in enumerate(findings.frontiers, 1)],
         _walks(findings.samples, walks),
-        _texts(findings.samples, texts),
         _training(findings.trainings, labels),
     ]
     return [section for section in made if section.blocks]
@@ -81,7 +81,7 @@ def _zero_shot(found: Sequence[Measured]) -> Table:
         for data in sets
     ]
     note = "Perplexity of the validation parts; a data set that could not be read is left out."
-    return table("Other data sets", ("data", *labels), rows, note)
+    return table("Other data sets", ("data", *labels), rows, note, folded=len(rows) > SHORT)
 
 
 # Training ------------------------------------------------------------------------------------------

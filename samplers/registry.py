@@ -1,7 +1,7 @@
 """The table of samplers: what ``sampling.predictor`` and ``sampling.order`` name, and what each claims.
 
 A sampler file registers its classes with ``@register(name, ...)``. The arguments are literals: config/ reads
-them from the file's text (``config.samplers``), because importing a sampler means importing torch, which
+them from the file's text (``config.sampling``), because importing a sampler means importing torch, which
 neither ``--help`` nor a mistyped key should wait for.
 """
 

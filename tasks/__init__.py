@@ -12,6 +12,7 @@ from tasks.export import export
 from tasks.frontier import frontier
 from tasks.gen_ppl_eval import gen_ppl_eval
 from tasks.generate_reflow_dataset import generate_reflow_dataset
+from tasks.judge import judge
 from tasks.plan import plan
 from tasks.ppl_eval import ppl_eval
 from tasks.sample_eval import sample_eval
@@ -29,6 +30,7 @@ MODES: dict[str, Callable[[DictConfig], dict[str, Any]]] = {
     "gen_ppl_eval": gen_ppl_eval,
     "zero_shot": zero_shot,
     "frontier": frontier,
+    "judge": judge,
     "export": export,
     "plan": plan,
 }

@@ -20,6 +20,7 @@ from dataloader import AUTO, batch_sizes, get_tokenizer
 from errors import UserError
 from models.hf_layouts import PATTERNS
 from models.precision import Precision
+from reporting.equal_cost import cost_points, write_equal_cost
 from reporting.read import is_number, point_problem
 from samplers.registry import get_sampler
 from tasks.call_schedule import set_schedule
@@ -95,7 +96,9 @@ def frontier(cfg: DictConfig) -> dict[str, Any]:
             del module
     points = store.read()
     matched = write_report(points, folder, cfg.frontier.entropy)
-    log.info("%d points -> %s, table.md, figure.png beside it", len(points), store.path)
+    if costs := cost_points((point["name"], point) for point in points):
+        write_equal_cost(costs, folder / "cost")
+    log.info("%d points -> %s, table.md, figure.png, cost.pdf and more beside it", len(points), store.path)
     return {"points": points, "matched": matched}
 
 
@@ -180,7 +183,7 @@ def _named(cfg: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 def _job(cfg: DictConfig, name: str, path: str, scorer: str) -> Job:
-    own = _own_settings(cfg, path)
+    own = own_settings(cfg, path)
     algorithm, fixed = OBJECTIVES[own.algo.name].Settings, _fixed_settings(own, name, path, scorer)
     points = []
     for predictor in cfg.frontier.predictors or [algorithm.default_predictor]:
@@ -195,16 +198,16 @@ def _job(cfg: DictConfig, name: str, path: str, scorer: str) -> Job:
     return Job(name, own, points)
 
 
-def _own_settings(cfg: DictConfig, path: str) -> DictConfig:
+def own_settings(cfg: DictConfig, path: str, key: str = KEY) -> DictConfig:
     """``cfg`` with the network of a checkpoint: as the checkpoint says where it does, else as typed."""
     own = OmegaConf.create(OmegaConf.to_container(cfg))  # untyped: the section of any algorithm fits
     own.eval.checkpoint_path = path
-    checkpoint = read_source(path, key=KEY)
-    refuse_unknown_algorithm(cfg, recorded_settings(checkpoint), key=KEY, path=path)
-    stored = checked_settings(checkpoint, key=KEY, path=path)
+    checkpoint = read_source(path, key=key)
+    refuse_unknown_algorithm(cfg, recorded_settings(checkpoint), key=key, path=path)
+    stored = checked_settings(checkpoint, key=key, path=path)
     if stored is None:
         return own
-    _validate_stored(stored, path)
+    _validate_stored(stored, path, key)
     for section in ("model", "noise"):
         own[section] = OmegaConf.merge(own[section], stored[section])
     same = stored["algo"]["name"] == own.algo.name
@@ -216,18 +219,18 @@ def _own_settings(cfg: DictConfig, path: str) -> DictConfig:
     return own
 
 
-def _validate_stored(stored: dict[str, Any], path: str) -> None:
+def _validate_stored(stored: dict[str, Any], path: str, key: str) -> None:
     """Raise where the configuration in a checkpoint lacks what a model is built from."""
     needed = ("algo.name", "model.length", "noise.name", "training.ema", "data.tokenizer_name_or_path")
     for name in needed:
-        section, key = name.split(".")
-        if not isinstance(stored.get(section), dict) or key not in stored[section]:
+        section, leaf = name.split(".")
+        if not isinstance(stored.get(section), dict) or leaf not in stored[section]:
             hint = "give a checkpoint of this program, or the folder that mode=export made of one"
-            raise UserError(KEY, path, f"its stored configuration has no {name}", hint)
+            raise UserError(key, path, f"its stored configuration has no {name}", hint)
     algo = stored["algo"]["name"]
     if algo not in OBJECTIVES:
         hint = f"one of {', '.join(sorted(OBJECTIVES))} can be evaluated"
-        raise UserError(KEY, path, f"was trained with algo={algo}, which is unknown here", hint)
+        raise UserError(key, path, f"was trained with algo={algo}, which is unknown here", hint)
 
 
 def _fixed_settings(cfg: DictConfig, name: str, path: str, scorer: str) -> dict[str, Any]:

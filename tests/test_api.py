@@ -55,11 +55,11 @@ def test_the_example_runs(folder: Path) -> None:
     text = api.__doc__.replace("outputs/pydoc/first/checkpoints/last.ckpt", checkpoint(folder))
     names: dict[str, object] = {}
     results = [eval_last(example.source, names) for example in doctest.DocTestParser().get_examples(text)]
-    four, begun, filled, perplexity = results[2:]
+    four, begun, filled, perplexity, (continued,), (blank,) = results[2:]
     assert len(four) == 4 and all(isinstance(text, str) for text in four)
     assert len(begun) == 4 and all(text.startswith("[BOS]the ") for text in begun)
     assert len(filled) == 1 and filled[0].endswith(" of the list[EOS]") and "[MASK]" not in filled[0]
-    assert 1 < perplexity < 1000
+    assert 1 < perplexity < 1000 and 0 < continued < 200 and 0 < blank < 100
 
 
 def eval_last(source: str, names: dict[str, object]) -> object:

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
+    "eval_harness": 12,
     "main": 11,
     "api": 11,
     "tasks": 10,
@@ -24,6 +25,7 @@ FLOORS = {
     "algorithms": 4,
     "samplers": 3,
     "integral": 3,
+    "evaluation": 3,
     "diffusion": 2,
     "models": 2,
     "data": 2,

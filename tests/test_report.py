@@ -15,7 +15,11 @@ from typing import Any
 
 import pytest
 
-from reporting.blocks import Chart, Point, Series
+from reporting import blocks
+from reporting.blocks import Chart, Point, Section, Series
+from reporting.find import Measured
+from reporting.page import page
+from reporting.sampled import pivoted
 from reporting.svg import draw, ticks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,8 +276,9 @@ def test_single_files_and_the_order_of_what_is_given(tmp_path: Path) -> None:
     out = tmp_path / "o.html"
     assert report.main([*map(str, files), "--out", str(out), "--trajectories", "0", "--texts", "1"]) == 0
     page = Page(out.read_text())
-    assert [row[0] for row in page.rows[1:]] == ["second<i>"] * 3 + ["first"] * 3
-    assert page.scripts == [] and len(page.samples) == 6
+    names = [row[0] for row in page.rows if row[0] != "model"]
+    assert names == ["second<i>", "first"] + ["second<i>"] * 3 + ["first"] * 3, "pivoted, then all"
+    assert len(page.scripts) == 1 and len(page.samples) == 6
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -369,7 +374,7 @@ def test_a_wrong_trajectory_is_left_out(
     (folder / "samples.trajectories.json").write_text(json.dumps(content))
     assert report.main([str(folder / "samples.json"), "--out", str(tmp_path / "o.html")]) == 0
     assert "holds no recorded trajectories" in capsys.readouterr().err
-    assert Page((tmp_path / "o.html").read_text()).scripts == []
+    assert len(Page((tmp_path / "o.html").read_text()).scripts) == 1, "no payload"
 
 
 @pytest.mark.parametrize(
@@ -421,3 +426,44 @@ def test_nothing_measured_is_no_zero(tmp_path: Path) -> None:
     report.report([str(tmp_path)], tmp_path / "out.html", title="t", texts=3, walks=2)
     exact = Page((tmp_path / "out.html").read_text()).exact
     assert 0.125 in exact and 0.0 not in exact
+
+
+def measured(label: str, nfe: float, ppl: float, half: float | None, **more: Any) -> Measured:
+    run = {"nfe": nfe, "steps": 1, "generative_ppl": ppl, "entropy": 5.0, "generated_seqs": ["a"], **more}
+    if half is not None:
+        run["generative_ppl_interval"] = [ppl - half, ppl + half]
+    return Measured(label, run)
+
+
+def test_the_pivoted_table_has_the_best_within_intervals_in_bold() -> None:
+    found = [
+        measured("a", 1, 100.0, 3.0),
+        measured("b", 1, 104.0, 3.0, entropy=4.5),
+        measured("c", 1, 120.0, 3.0),
+        measured("c", 4, 50.0, None),
+    ]
+    (one,) = pivoted(found)
+    assert one.head == ("model", "1 call", "4 calls")
+    assert [[(cell.text, cell.under, cell.best) for cell in row[1:]] for row in one.rows] == [
+        [("100.00", "5.000", True), ("", "", False)],
+        [("104.00", "4.500", True), ("", "", False)],
+        [("120.00", "5.000", False), ("50.00", "5.000", True)],
+    ]
+    other = measured("a", 1, 7.0, None, gen_ppl_scorer="other")
+    assert pivoted([*found, other])[0].rows == one.rows, "values of two evaluators do not stand together"
+
+
+def test_runs_of_several_seeds_are_pooled() -> None:
+    runs = [measured("a", 2, ppl, 1.0, seed=seed) for seed, ppl in enumerate((90.0, 100.0, 110.0))]
+    (one,) = pivoted([*runs, measured("b", 2, 99.0, 0.1)])
+    pooled = one.rows[0][1]
+    assert pooled.exact == pytest.approx((90 * 100 * 110) ** (1 / 3)) and pooled.under == "5.000, 3 runs"
+    assert pooled.best and one.rows[1][1].best, "three runs have a wide interval"
+
+
+def test_long_tables_are_folded_and_all_can_be_sorted_and_copied() -> None:
+    rows = [[blocks.number(float(k))] for k in range(9)]
+    text = page("T", [Section("s", "S", [blocks.table("Long", ("x",), rows, folded=True)])], [])
+    assert '<details class="table"><summary>Long (9 rows)</summary>' in text
+    assert text.count('data-copy="') == 2 and '<th scope="col"><button type="button">x</button></th>' in text
+    assert 'data-exact="8.0"' in text
