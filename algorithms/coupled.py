@@ -74,7 +74,9 @@ class ImCoupled(MDLM):
 
     def refresh_seeds(self, mask_seeds: Tensor | None, where: Tensor, keys: Tensor) -> Tensor | None:
         return (
-            None if mask_seeds is None else torch.where(where, self.draw_seeds(keys, where.shape[1]), mask_seeds)
+            None
+            if mask_seeds is None
+            else torch.where(where, self.draw_seeds(keys, where.shape[1]), mask_seeds)
         )
 
     @torch.no_grad()
