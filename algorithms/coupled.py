@@ -54,10 +54,10 @@ class ImCoupled(MDLM):
     """A student whose masks carry the noise that decides their draw, as it decided the teacher's.
 
     Scores are log p + gain * the mask's own Gumbel noise, and their argmax is the token. Fresh from an MDLM
-    (g and gain start at zero and one) a single call is that model's own one-call sampler, draw by draw; what is
-    learned is how the noise of other masks moves log p, which is the dependence between positions. It trains on
-    pairs that ``sampling.predictor=coupled`` made: half of the rows from pure masks, half with the text of the
-    first of 2, 4 or 8 calls given. Validation is the NELBO of log p on text.
+    (g and gain start at zero and one) a single call is that model's own one-call sampler, draw by draw; what
+    is learned is how the noise of other masks moves log p, which is the dependence between positions. It
+    trains on pairs that ``sampling.predictor=coupled`` made: half of the rows from pure masks, half with the
+    text of the first of 2, 4 or 8 calls given. Validation is the NELBO of log p on text.
     """
 
     Settings: ClassVar[type[AlgorithmSettings]] = ImCoupledSettings

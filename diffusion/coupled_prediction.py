@@ -1,8 +1,8 @@
 """A prediction whose draws the masks' own noise decides, and the loss that teaches it which.
 
 scores = log p + gain * Gumbel noise; the draw is their argmax (``diffusion.coupling``), the loss their
-cross-entropy with the token that the same noise gave a teacher. Shapes: B batch, L length, D width, V vocabulary,
-C channels of noise, N chosen positions.
+cross-entropy with the token that the same noise gave a teacher. Shapes: B batch, L length, D width,
+V vocabulary, C channels of noise, N chosen positions.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _SMALLEST = 2.0**-54  # half of the smallest uniform above 0
 def gumbel(keys: Tensor, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard Gumbel noise -log(-log u), shape (*keys.shape, n); entry i depends on (key, i) alone.
 
-    With 53 random bits it is cut at 36.7, so that a symbol of probability p is off by at most about 1e-16 / p.
+    With 53 random bits it is cut at 36.7: only symbols of probability below about 1e-16 notice.
 
     Args:
         keys: int64.
@@ -94,7 +94,7 @@ class Coupling:
         return token
 
     def pick_shared(self, log_probs: Tensor, noise: Tensor) -> Tensor:
-        """``pick`` (N,) from one distribution (V,) for all N positions, without an (N, V) tensor in a tree."""
+        """``pick`` (N,) from one distribution (V,) for all N positions, in a tree without (N, V) tensors."""
         if not self.levels:
             return self.pick(log_probs, noise)
         missing = BRANCHING**self.levels - self.vocab_size

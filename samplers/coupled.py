@@ -64,9 +64,10 @@ class OwnNoise:
 class Coupled(Spread):
     """``num_steps`` calls in spread order; the noise of each mask, fixed from the start, decides its token.
 
-    With fresh noise the distribution is that of ``order=spread``, whatever the model. With known noise the text
-    is a function of it: the teacher's of coupled distillation. A student (algo=im-coupled) also sees the noise of
-    the other masks, and may weigh its own (``gain``). Models without mask noise draw from noise of the row's key.
+    With fresh noise the distribution is that of ``order=spread``, whatever the model. With known noise the
+    text is a function of it: the teacher's of coupled distillation. A student (algo=im-coupled) also sees the
+    noise of the other masks, and may weigh its own (``gain``). Models without mask noise draw from noise of
+    the row's key.
     """
 
     def step(self, step: int, state: State, draws: Draws) -> tuple[State, Tensor]:

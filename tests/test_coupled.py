@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from errors import UserError
 from samplers import KeyedDraws, SamplerSettings, get_sampler
 from samplers.spread import spread_calls
 from tasks import MODES
-from tasks.setup import build_algorithm
+from tasks.setup import build_algorithm, build_evaluated
 from tests.worlds import World, random_probs, total_variation, tv_noise
 from trainer_base import TrainerBase
 
@@ -232,19 +233,15 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pairs_replay_from_their_seeds(chain: Path) -> None:
-    from tasks.setup import build_evaluated
-
     manifest = json.loads((chain / "pairs" / "manifest.json").read_text())
     assert manifest["coupled"] == {"order": "spread", "calls": 4, "tree_levels": 0}
     assert manifest["sampling"]["temperature"] == 0.8 and "coupled" not in json.loads(
         (chain / "plain" / "manifest.json").read_text()
     )
-    import numpy as np
-
     stored, seeds = (torch.from_numpy(np.load(chain / "pairs" / f"{n}.npy")) for n in ("x0", "seeds"))
     words = ("algo=mdlm", "sampling.predictor=coupled", "sampling.temperature=0.8")
-    cfg = compose_config([*TINY, f"data.vocab_size={SYMBOLS}", *words,
-                          f"eval.checkpoint_path={chain}/mdlm/checkpoints/last.ckpt"], warn=False)  # fmt: skip
+    weights = f"eval.checkpoint_path={chain}/mdlm/checkpoints/last.ckpt"
+    cfg = compose_config([*TINY, f"data.vocab_size={SYMBOLS}", *words, weights], warn=False)
     teacher = build_evaluated(cfg)
     again = teacher.generator.reverse(
         teacher.generator.prior(20), 1.0, seeds[:, None].expand(-1, LENGTH), torch.arange(20) + 7, 4
