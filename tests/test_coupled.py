@@ -264,6 +264,13 @@ def test_the_student_trains_and_refuses_pairs_drawn_apart(chain: Path) -> None:
         compose_config([*TINY, "algo=im-coupled", "training.mask_sampling=count"])
 
 
+def test_a_student_is_not_exported(chain: Path) -> None:
+    words = ("algo=im-coupled", "mode=export", f"export.path={chain}/exported")
+    with pytest.raises(UserError, match="algo=im-coupled: its draws need this program's noise"):
+        command(chain, "e", *words, f"eval.checkpoint_path={chain}/student/checkpoints/last.ckpt")
+    assert not (chain / "exported").exists()
+
+
 def test_ordinary_samplers_work_with_the_student() -> None:
     student = build("algo=im-coupled", "sampling.predictor=ancestral", "sampling.order=spread")
     spread = student.generator.sample(8, 4)
