@@ -20,6 +20,7 @@ from diffusion.randomness import fold_in, row_keys, uniform
 from errors import UserError
 from samplers import KeyedDraws, SamplerSettings, get_sampler
 from samplers.spread import spread_calls
+from scripts.coupled import report
 from tasks import MODES
 from tasks.setup import build_algorithm, build_evaluated
 from tests.worlds import World, random_probs, total_variation, tv_noise
@@ -275,3 +276,26 @@ def test_ordinary_samplers_work_with_the_student() -> None:
     student = build("algo=im-coupled", "sampling.predictor=ancestral", "sampling.order=spread")
     spread = student.generator.sample(8, 4)
     assert (spread.nfe == 4).all() and not (spread.tokens == student.mask_id).any()
+
+
+def test_the_report_reads_the_best_baseline_at_the_entropy_of_a_student(tmp_path: Path) -> None:
+    def curve(*points: tuple[float, float]) -> list[dict[str, Any]]:
+        return [
+            {"entropy": e, "generative_ppl": p, "generative_ppl_interval": [p - 1, p + 1], "temperature": 1}
+            for e, p in points
+        ]
+
+    curves = {
+        "mdlm": {1: curve((2.0, 100.0), (3.0, 400.0))},
+        "redi": {1: curve((2.4, 150.0), (2.6, 150.0))},
+        "coupled1": {1: curve((2.5, 50.0), (3.5, 60.0))},
+    }
+    name, value = report.best_baseline(curves, 1, 2.5)
+    assert name == "redi" and value.ppl == pytest.approx(150)
+    name, value = report.best_baseline(curves, 1, 2.9)
+    assert name == "mdlm" and value.ppl == pytest.approx(100 * 4**0.9)
+    assert report.best_baseline(curves, 2, 2.5) is None
+    lines = report.table(curves).splitlines()
+    assert "none reaches it" in lines[2] and lines[3].endswith("| redi 150.0 (149.0 to 151.0) | 3.00 |")
+    report.figure(curves, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
