@@ -81,7 +81,7 @@ measure() { # every model that is there, in spread order
             *) experiment=coupled words=(frontier.temperatures=0.8,0.9,1) ;;
         esac
         run "$experiment" "$name" mode=frontier data=pydoc "frontier.checkpoints=$name:$(weights "$name")" \
-            frontier.steps=1,2,4 "frontier.path=$out/frontier" "${words[@]}" sampling.num_sample_batches=4 \
+            frontier.steps=1,2,4 eval.compute_generative_perplexity=True "frontier.path=$out/frontier" "${words[@]}" sampling.num_sample_batches=4 \
             "eval.gen_ppl_eval_model_name_or_path=$(weights ar)" eval.perplexity_batch_size=32
     done
 }

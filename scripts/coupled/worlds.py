@@ -1,6 +1,6 @@
 """Coupled distillation where the teacher is exact and the data can be enumerated: docs/coupled.md, worlds.
 
-    python scripts/coupled/worlds.py [--updates 1000] [--seeds 3] [--out outputs/coupled_worlds.json]
+    python scripts/coupled/worlds.py [--updates 1000] [--seeds 3] [--worlds chain copies] [--out FILE]
 
 Words of six symbols, one call a symbol: the text that the teacher makes of its noise has the distribution of
 the data. Students see each pair some eight times, so that little can be learned by heart.
@@ -129,15 +129,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("outputs/coupled_worlds.json"))
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
-    for name, probs in WORLDS.items():
-        experiment = Experiment(World(probs()))
+    for name in options.worlds:
+        experiment = Experiment(World(WORLDS[name]()))
         own = experiment.measure(experiment.world.denoiser(), 1)
         found.append({"world": name, "model": "exact, one mask", "seed": 1, **own})
         print(json.dumps(found[-1]), flush=True)
-        for variant, settings in VARIANTS.items():
+        for variant in options.variants:
+            settings = VARIANTS[variant]
             for seed in range(1, 1 + (options.seeds if variant == "coupled" else 1)):
                 started = time.perf_counter()
                 result = experiment.measure(experiment.student(seed, options.updates, settings), seed)
