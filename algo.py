@@ -29,6 +29,7 @@ __all__ = [
     "D3PMAbsorb",
     "Distillation",
     "IMReDi",
+    "ImCoupled",
     "Rectification",
     "SEDDAbsorb",
     "build",
@@ -120,3 +121,4 @@ Rectification = ALGORITHMS["rectification"]
 IMDM = ALGORITHMS["imdm"]
 IMSDTT = ALGORITHMS["im-sdtt"]
 IMReDi = ALGORITHMS["im-redi"]
+ImCoupled = ALGORITHMS["im-coupled"]

@@ -116,8 +116,11 @@ def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[s
 def _reflow_pairs(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ReflowDataset:
     pairs = ReflowDataset(Path(cfg.reflow.save_path).expanduser())
     settings = pair_settings(cfg, tokenizer)
-    use_seeds = settings["mask_noise"] is not None and not cfg.algo.get("ignore_seed", True)
-    pairs.check(settings, use_seeds=use_seeds, from_noise=cfg.algo.get("onestep_mode", False))
+    reads_seeds = not cfg.algo.get("ignore_seed", True)
+    coupled = settings_of(cfg).needs_coupled_pairs and reads_seeds
+    use_seeds = coupled or (settings["mask_noise"] is not None and reads_seeds)
+    from_noise = cfg.algo.get("onestep_mode", False)
+    pairs.check(settings, use_seeds=use_seeds, from_noise=from_noise, coupled=coupled)
     return pairs
 
 

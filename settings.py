@@ -239,6 +239,7 @@ class AlgorithmSettings:
     default_predictor: ClassVar[str] = "ancestral_cache"
     causal: ClassVar[bool] = False  # positions see those before them alone
     needs_pairs: ClassVar[bool] = False  # trains on stored pairs (data/reflow.py), not on text
+    needs_coupled_pairs: ClassVar[bool] = False  # pairs whose noise decided every draw
     exact_likelihood: ClassVar[bool] = False  # the loss is no bound, and eval.nelbo has no say
     in_rounds: ClassVar[bool] = False  # a student that becomes its own teacher (training/rounds.py)
 

@@ -84,7 +84,8 @@ class TrainerBase(WatchedModule):
 
     def backbone_config(self) -> BackboneConfig:
         """The network's hyper-parameters as the configuration and the tokenizer give them."""
-        model, noise = self.config.model, self.objective.settings.mask_noise()
+        model = self.config.model
+        noise = self.objective.mask_noise(model.noise_dim)
         return BackboneConfig(
             vocab_size=self.vocab_size,
             mask_id=None if self.objective.settings.family == "uniform" else self.mask_id,
@@ -98,7 +99,7 @@ class TrainerBase(WatchedModule):
             qk_norm=model.qk_norm,
             causal=self.objective.settings.causal,
             attention=model.attention,
-            mask_noise=None if noise is None else MaskNoiseConfig(**noise, noise_dim=model.noise_dim),
+            mask_noise=None if noise is None else MaskNoiseConfig(**noise),
         )
 
     @property
@@ -148,6 +149,7 @@ class TrainerBase(WatchedModule):
 
     def on_fit_start(self) -> None:
         self.objective.prepare()
+        self.objective.begin(self.backbone)
         if self.rounds is not None:
             self.rounds.begin()
 

@@ -141,6 +141,18 @@ class Objective(Generic[S]):
             UserError: it cannot be read.
         """
 
+    def begin(self, backbone: Backbone) -> None:
+        """Take from the weights that a training begins with what the objective needs of them."""
+
+    def mask_noise(self, noise_dim: int) -> dict[str, Any] | None:
+        """Fields of ``models.embeddings.MaskNoiseConfig``; None for a single plain mask.
+
+        Args:
+            noise_dim: the channels of the noise that the user chose.
+        """
+        noise = self.settings.mask_noise()
+        return None if noise is None else {**noise, "noise_dim": noise_dim}
+
     def loss(
         self, backbone: Backbone, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool
     ) -> LossOutput:

@@ -155,13 +155,21 @@ class ReflowDataset(TokenDataset):
             "seed": torch.from_numpy(self.seeds[indices].astype(np.int64)),
         }
 
-    def check(self, reader: Mapping[str, Any], *, use_seeds: bool, from_noise: bool = False) -> None:
+    def check(
+        self,
+        reader: Mapping[str, Any],
+        *,
+        use_seeds: bool,
+        from_noise: bool = False,
+        coupled: bool = False,
+    ) -> None:
         """Refuse pairs that a training run cannot use.
 
         Args:
             reader: what the run is (``dataloader.pair_settings``): process, tokenizer, length, ...
             use_seeds: it replays the mask noise of the stored seeds.
             from_noise: it takes pairs from t = 1 alone.
+            coupled: it takes pairs whose noise decided every draw.
 
         Raises:
             UserError: one line with the setting that does not fit.
@@ -179,6 +187,10 @@ class ReflowDataset(TokenDataset):
         self.check_text(reader)
         if self.manifest is not None:
             _check_noise(self.manifest, reader, use_seeds, where)
+        if coupled and self.manifest is not None and "coupled" not in self.manifest:
+            problem = f"{where} were drawn apart from their noise"
+            hint = "use pairs made with sampling.predictor=coupled, or algo.ignore_seed=True"
+            raise UserError(KEY, str(self.folder), problem, hint)
         if use_seeds and (np.asarray(self.seeds) == NO_SEED).all():
             raise UserError("algo.ignore_seed", False, f"{where} carry no seeds", "use algo.ignore_seed=True")
         earliest = float(np.asarray(self.times).min(initial=1.0))

@@ -21,7 +21,7 @@ from errors import UserError
 from models.attention import KeyValues, Rotary, attention, rotate_qkv
 from models.attention_backends import BACKENDS
 from models.compilation import compiled, mark_dynamic_batch
-from models.embeddings import MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
+from models.embeddings import COUPLED, MaskNoiseConfig, TimestepEmbedding, VocabEmbedding
 from models.layers import Linear, gated_residual, init_linear, modulated_norm
 from models.precision import Precision
 from models.sharding import unshard_root
@@ -116,6 +116,9 @@ class DiT(nn.Module):
         self.rotary_emb = Rotary(config.hidden_size // config.n_heads, config.length)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.output_layer = OutputLayer(config)
+        if config.mask_noise is not None and config.mask_noise.noise_type == COUPLED:
+            self.coupled_gain = Linear(config.hidden_size, 1)
+            init_linear(self.coupled_gain, std=0)
 
     @property
     def head(self) -> nn.Linear:

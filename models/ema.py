@@ -14,7 +14,7 @@ from errors import UserError
 from models.sharding import local, shard_like
 
 # A classical model knows nothing of the noise of masks: these may be missing in its average.
-MASK_NOISE_NAMES = ("imdm_mlp.", "learnable_noise_")
+MASK_NOISE_NAMES = ("imdm_mlp.", "learnable_noise_", "coupled_")
 
 
 def is_mask_noise(name: str) -> bool:

@@ -18,6 +18,7 @@ from models.layers import Linear, init_linear
 from models.noise import NOISE_KINDS, finite_mask_ids, seeded_noise
 
 TIME_FEATURES = 256
+COUPLED = "coupled"  # the noise type of algo=im-coupled
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class MaskNoiseConfig:
     """The random state of masks.
 
     Args:
-        noise_type: "rand" U(-1, 1), "randn" N(0, 1), or "learnable" mu + s * N(0, 1) with trained vectors.
+        noise_type: "rand" U(-1, 1), "randn" N(0, 1), or "learnable" mu + s * N(0, 1) with trained vectors;
+            "coupled": the noise is given, and g sees with it the embedding of a token that it proposes.
         noise_dim: channels of the noise.
         noise_scale: factor on the noise; 1 for "learnable", which has its own.
         num_mask: 0 for infinitely many masks; K > 0 for an alphabet of K masks, an embedding each.
@@ -37,7 +39,7 @@ class MaskNoiseConfig:
     num_mask: int = 0
 
     def __post_init__(self) -> None:
-        if self.noise_type not in NOISE_KINDS:
+        if self.noise_type not in (*NOISE_KINDS, COUPLED):
             hint = f"use one of {', '.join(NOISE_KINDS)}"
             raise UserError("algo.noise_type", self.noise_type, "unknown", hint)
         if self.noise_dim < 1:
@@ -76,13 +78,19 @@ class VocabEmbedding(nn.Module):
         if mask_noise.noise_type == "learnable":
             self.learnable_noise_mu = nn.Parameter(torch.zeros(1, 1, mask_noise.noise_dim))
             self.learnable_noise_sigma = nn.Parameter(torch.ones(1, 1, mask_noise.noise_dim))
-        first = Linear(mask_noise.noise_dim, 4 * hidden_size)
+        coupled = mask_noise.noise_type == COUPLED
+        first = Linear(mask_noise.noise_dim + coupled * hidden_size, 4 * hidden_size)
         last = Linear(4 * hidden_size, hidden_size, bias=False)
         nn.init.trunc_normal_(first.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(first.bias)
         # A zero here makes a fresh IMDM the MDLM whose weights it was given.
         nn.init.zeros_(last.weight)
-        self.imdm_mlp = nn.Sequential(first, nn.GELU(), last)
+        if coupled:
+            self.coupled_mlp = nn.Sequential(first, nn.GELU(), last)
+            # What proposals are drawn from; algorithms/coupled.py fills it once, and checkpoints keep it.
+            self.register_buffer("coupled_unigram", torch.zeros(vocab_size))
+        else:
+            self.imdm_mlp = nn.Sequential(first, nn.GELU(), last)
 
     def forward(self, x: Tensor, mask_seeds: Tensor | None = None) -> Tensor:
         """Embed ids.
@@ -93,7 +101,8 @@ class VocabEmbedding(nn.Module):
             a seed
                 for each position (``seeded_noise``), or floating: (B, L, noise_dim) noise as it enters g (the
                 N(0, 1) of learnable noise), or (B, L, 1 or more) with the mask's number in channel 0 if the
-                alphabet is finite.
+                alphabet is finite. Coupled noise is (B, L, 1 + noise_dim) floating: the proposed token's id
+                in channel 0, then the noise.
 
         Returns:
             (B, L, D).
@@ -116,6 +125,9 @@ class VocabEmbedding(nn.Module):
         """g at N masked positions, (N, D); with N = 0 its parameters still get (zero) gradients."""
         config = self.mask_noise
         explicit = mask_seeds.is_floating_point()
+        if config.noise_type == COUPLED:
+            proposal = F.embedding(mask_seeds[:, 0].long(), self.embedding)
+            return self.coupled_mlp(torch.cat((mask_seeds[:, 1:], proposal), -1))
         if config.num_mask > 0:
             if explicit:
                 return self.imdm_mlp(mask_seeds[:, 0].long())

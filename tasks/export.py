@@ -49,6 +49,11 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     """
     target = Path(cfg.export.path).expanduser()
     _refuse_foreign_folder(target, written=None)
+    if cfg.algo.name == "im-coupled":
+        problem = "its draws need this program's noise, which the exported modelling file does not make"
+        raise UserError(
+            "algo", cfg.algo.name, problem, "export its teacher, or sample with main.py and api.py"
+        )
     module = build_evaluated(cfg)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)

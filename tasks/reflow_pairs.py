@@ -21,6 +21,7 @@ from data.dataset import TokenDataset
 from data.reflow import NO_SEED, ReflowDataset
 from data.reflow_parts import PairStore
 from dataloader import batch_sizes, get_dataset, pair_settings
+from diffusion.coupling import Coupling
 from diffusion.randomness import Stream, fold_in, random_bits, row_keys, uniform
 from diffusion.time_sampling import spread_rows, training_times
 from errors import UserError
@@ -70,6 +71,10 @@ class PairMaker:
             settings["draws"] = cfg.sampling.draws
         if not module.generator.sampler_class.traits.on_grid:
             settings["num_steps"] = None  # it plays no part
+        coupling = Coupling.of(module.vocab_size)
+        coupled = {"order": "spread", "calls": self.num_steps, "tree_levels": coupling.levels}
+        if module.generator.sampler_class.name != "coupled" or not cfg.reflow.get_seed:
+            coupled = None
         return {
             "rows": cfg.reflow.num_reflow_samples,
             "seed": cfg.seed,
@@ -84,6 +89,7 @@ class PairMaker:
                 "ema": module.uses_ema,
             },
             "sampling": {"predictor": module.generator.sampler_class.name, **settings},
+            **({} if coupled is None else {"coupled": coupled}),
             "precision": str(module.backbone.precision),
             "data": OmegaConf.to_container(cfg.data, resolve=True),
             "versions": {
@@ -109,7 +115,8 @@ class PairMaker:
             )
         seeds = random_bits(fold_in(keys, _SEED), 1).squeeze(-1)
         mask_seeds = module.objective.draw_seeds(fold_in(keys, _NOISE).to(device), xt.shape[1])
-        if cfg.reflow.get_seed and mask_seeds is not None:
+        coupled = module.generator.sampler_class.name == "coupled"
+        if cfg.reflow.get_seed and (coupled or mask_seeds is not None):
             mask_seeds = seeds.to(device).unsqueeze(-1).expand_as(xt)
         made = module.generator.reverse(
             xt, t.to(device), mask_seeds, keys.to(device), self.num_steps, fixed=fixed
