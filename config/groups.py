@@ -40,6 +40,28 @@ class Model:
 
 
 @dataclass
+class PretrainedModel(Model):
+    """A pretrained masked language model of Hugging Face; its sizes are read from its config.json."""
+
+    path: str = key(
+        MISSING, "folder of the model, or its name on the hub", example="answerdotai/ModernBERT-base"
+    )
+    trust_remote_code: bool = key(False, "run the code that lies beside the model (LLaDA, Dream)")
+    hidden_size: int = key(0, "width; 0: that of the model", low=0, high=2**17)
+    n_blocks: int = key(0, "transformer blocks; 0: those of the model", low=0, high=2**12)
+    n_heads: int = key(0, "attention heads; 0: those of the model", low=0, high=2**12)
+    mask_token_id: int | None = key(
+        None,
+        "id of the mask, where its tokenizer names none; null: by its config.json",
+        low=0,
+        example=126336,
+    )
+    base_dtype: str = key(
+        "float32", "of frozen weights behind adapters (lora.rank)", choices=("float32", "bf16")
+    )
+
+
+@dataclass
 class Noise:
     """The schedule alpha(t)."""
 
@@ -170,7 +192,7 @@ class Wandb:
 # group -> schema name -> class; the yaml files refer to these names.
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "algo": {**algorithm_settings()},
-    "model": {"base": Model},
+    "model": {"base": Model, "hf": PretrainedModel},
     "noise": {"base": Noise},
     "data": {"base": Data},
     "strategy": {"base": Strategy},

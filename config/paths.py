@@ -27,6 +27,7 @@ PATHS = (
     "eval.generated_samples_path",
     "export.path",
     "frontier.path",
+    "model.path",
     "plan.path",
     "reflow.save_path",
     "sampling.prompt_file",

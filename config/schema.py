@@ -180,6 +180,17 @@ class Eval:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters of model=hf: the pretrained weights are frozen, and kept once."""
+
+    rank: int = key(0, "rank of the adapters; 0: all weights are trained", low=0, high=2**14)
+    alpha: float | None = key(
+        None, "their update is scaled by alpha / rank; null: 2 * rank", above=0, example=32
+    )
+    targets: str = key("auto", "names of linear layers, like query,value; auto: all of the blocks")
+
+
+@dataclass
 class Optim:
     """AdamW."""
 
@@ -335,6 +346,7 @@ class Config:
     zero_shot: ZeroShot = field(default_factory=ZeroShot)
     frontier: Frontier = field(default_factory=Frontier)
     plan: Plan = field(default_factory=Plan)
+    lora: Lora = field(default_factory=Lora)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)
     wandb: Wandb | None = None

@@ -12,6 +12,7 @@ from config.contradictions import CONTRADICTIONS
 from config.devices import check_devices
 from config.keys import Key, all_keys
 from config.oddities import ODDITIES
+from config.pretrained import fill_pretrained, refuse_pretrained
 from errors import ABSENT, UserError
 
 MOST_STEPS = 10**7
@@ -24,6 +25,7 @@ def fill_derived(cfg: DictConfig) -> None:
         cfg.sampling.use_p_nucleus = cfg.sampling.p_nucleus < 1
     if not cfg.sampling.use_float64 and cfg.sampling.draws == "exact":
         cfg.sampling.draws = "float32"
+    fill_pretrained(cfg)
     if cfg.model.noise_dim is None:
         cfg.model.noise_dim = cfg.model.hidden_size
     if cfg.loader.num_workers == -1:
@@ -104,6 +106,7 @@ def check(cfg: DictConfig) -> list[str]:
         _check_key(cfg, values, name, declared)
     check_devices(cfg)
     algorithm = settings_of(cfg)
+    refuse_pretrained(cfg)
     algorithm.validate(cfg)
     for refuse in CONTRADICTIONS:
         refuse(cfg)
