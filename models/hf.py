@@ -343,9 +343,11 @@ def digest(base: nn.Module) -> str:
 
 
 def _kept_names(network: HfBackbone) -> set[str]:
-    """Of a state_dict: each tied weight once, and behind adapters what is trained alone."""
-    names = {name for name, p in network.named_parameters() if network.config.lora is None or p.requires_grad}
-    return names | {name for name, _ in network.named_parameters() if name.startswith("vocab_embed.")}
+    """Of a state_dict: each tied weight once, and of a model with adapters those and the noise of masks."""
+    names = {name for name, _ in network.named_parameters()}
+    if network.config.lora is None:
+        return names
+    return {name for name in names if ".lora_" in name or name.startswith("vocab_embed.")}
 
 
 def _keep_own(network: HfBackbone, state: dict[str, Any], prefix: str, metadata: Any) -> None:
