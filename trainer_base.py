@@ -24,7 +24,7 @@ from generation import Generator
 from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
-from models.hf import HfBackbone, HfConfig
+from models.hf import HfBackbone, HfConfig, refuse_other_base
 from models.lora import LoraConfig
 from models.precision import Precision
 from models.sharding import collected, gathered, shard
@@ -256,10 +256,14 @@ class TrainerBase(WatchedModule):
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
         names, sums = zip(*self.train_nelbo.metric_state.items(), strict=True)
         checkpoint["train_nelbo"] = dict(zip(names, self.over_devices(torch.stack(sums)).cpu(), strict=True))
+        if isinstance(self.backbone, HfBackbone) and self.backbone.base_hash is not None:
+            checkpoint["base"] = {"path": self.config.model.path, "hash": self.backbone.base_hash}
         if self.ema is not None:
             checkpoint["ema"] = collected(self.ema.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        resumed = str(self.config.checkpointing.resume_ckpt_path)
+        refuse_other_base(self.backbone, checkpoint, key="checkpointing.resume_ckpt_path", path=resumed)
         if self.rounds is not None:
             self.rounds.check(checkpoint)
         if self.ema is not None and "ema" in checkpoint:

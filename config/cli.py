@@ -27,7 +27,6 @@ from config.keys import CONFIG_DIR, all_keys, groups, owner_choices, sections
 from config.official import refuse_other_claims
 from config.overrides import Overrides, clean_overrides, unknown_key
 from config.paths import expand_home
-from config.pretrained import take_its_tokenizer
 from config.schema import Config
 from config.validation import check, fill_derived
 from errors import ABSENT, UserError
@@ -51,7 +50,6 @@ def compose_config(overrides: Sequence[str] = (), *, warn: bool = True) -> DictC
     """
     cleaned = clean_overrides(overrides)
     cfg = compose_clean(cleaned)
-    take_its_tokenizer(cfg, cleaned.words)
     warnings = finish(cfg, algo_is_chosen=cleaned.choose_algorithm)
     if warn:
         for line in [*dropped_warning(cleaned), *warnings]:

@@ -15,7 +15,6 @@ from config.algorithms import settings_of
 from errors import UserError
 
 KEY = "model.path"
-TOKENIZER = "data.tokenizer_name_or_path"
 # Our key -> names that architectures have for it.
 SIZES = {
     "hidden_size": ("hidden_size", "dim", "d_model"),
@@ -30,13 +29,6 @@ REMOTE = ("llada", "Dream")
 def is_pretrained(cfg: DictConfig) -> bool:
     """Whether the network is a pretrained model that has been named."""
     return "path" in cfg.model and not OmegaConf.is_missing(cfg.model, "path")
-
-
-def take_its_tokenizer(cfg: DictConfig, words: list[str]) -> None:
-    """Read texts by the tokenizer beside the model, unless somebody typed another one."""
-    typed = any(word.lstrip("+").startswith(f"{TOKENIZER}=") for word in words)
-    if is_pretrained(cfg) and not typed:
-        cfg.data.tokenizer_name_or_path = "${model.path}"
 
 
 def fill_pretrained(cfg: DictConfig) -> None:

@@ -169,6 +169,22 @@ class HfBackbone(nn.Module):
             raise UserError("training.activation_checkpointing", True, problem, "use False")
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def parameter_parts(self) -> dict[str, int]:
+        """Numbers of parameters by part of the network, for mode=plan."""
+        parts = {"embedding": 0, "mask noise": 0, "adapters": 0, "blocks": 0, "head and norms": 0}
+        for name, value in self.named_parameters():
+            part = "head and norms"
+            if name.startswith("vocab_embed."):
+                part = "mask noise"
+            elif ".lora_" in name:
+                part = "adapters"
+            elif name.startswith(f"base.{self.layout.blocks}."):
+                part = "blocks"
+            elif value is self.base.get_input_embeddings().weight:
+                part = "embedding"
+            parts[part] += value.numel()
+        return {part: size for part, size in parts.items() if size}
+
     def compile_blocks(self, on: bool = True) -> None:
         """Run the blocks compiled from now on; parameters keep their names."""
         if on:
@@ -277,13 +293,28 @@ def load_base(config: HfConfig) -> Any:
         auto = getattr(transformers, _auto_class(settings))
         if torch.empty(0).is_meta:
             return auto.from_config(settings, dtype=torch.float32, **common)
-        return auto.from_pretrained(path, config=settings, dtype=torch.float32, **common).eval()
+        with _no_progress_bar():
+            model = auto.from_pretrained(path, config=settings, dtype=torch.float32, **common)
+        return model.train()  # Lightning leaves modules in eval mode there
     except UserError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated types here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         hint = "give a folder that transformers reads, or a name on the hub"
         raise UserError(KEY, config.path, f"no model can be read there ({reason})", hint) from error
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _auto_class(settings: Any) -> str:
@@ -375,3 +406,26 @@ def _all_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if buffer not in module._non_persistent_buffers_set
     }
     yield from ((name, b) for name, b in network.named_buffers(remove_duplicate=False) if name in persistent)
+
+
+def refuse_other_base(network: nn.Module, checkpoint: dict[str, Any], *, key: str, path: str) -> None:
+    """Raise when adapters of a checkpoint are those of another pretrained model, or one of both has none.
+
+    Args:
+        network: the network that is to get the weights.
+        checkpoint: with ``base`` {"path", "hash"} where its weights are adapters.
+        key: the configuration key that named it; ``path`` is what it named.
+    """
+    own = network.base_hash if isinstance(network, HfBackbone) else None
+    base = checkpoint.get("base")
+    theirs = base.get("hash") if isinstance(base, dict) else None
+    if theirs == own:
+        return
+    if own is None:
+        hint = "add model=hf with that model.path, and lora.rank as in its training"
+        raise UserError(key, path, f"holds adapters of the model {base.get('path')}", hint)
+    if theirs is None:
+        hint = "make it the base: mode=export, then model.path=<that folder>; or use lora.rank=0"
+        raise UserError(key, path, "holds all weights, not adapters", hint)
+    problem = f"holds adapters of another model ({base.get('path')}, {theirs[:12]}, here {own[:12]})"
+    raise UserError(key, path, problem, "give model.path as in its training")
