@@ -114,7 +114,7 @@ def _name_the_run(words: Sequence[str]) -> list[str]:
 
 
 def _by_its_tokenizer(words: Sequence[str]) -> list[str]:
-    """A pretrained model (``model=hf``) reads text by the tokenizer beside it, unless another one is typed."""
+    """A pretrained model (``model=hf``) reads text by the tokenizer beside it, unless another is typed."""
     typed = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
     if typed.get("model") == "hf" and "data.tokenizer_name_or_path" not in typed:
         return [*words, "data.tokenizer_name_or_path=${model.path}"]

@@ -29,6 +29,7 @@ from utils import get_logger
 
 log = get_logger("hf")
 KEY = "model.path"
+NOISE_FILE = "mask_noise.safetensors"  # beside an exported model
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,22 @@ class HfBackbone(nn.Module):
                 self.base.to(torch.bfloat16)
             adapt(self.base, self.blocks, config.lora)
         self.vocab_embed = MaskNoise(config.hidden_size, config.mask_id, config.mask_noise)
+        self._read_noise()
         self.register_state_dict_post_hook(_keep_own)
         self.register_load_state_dict_pre_hook(_fill_rest)
+
+    def _read_noise(self) -> None:
+        """Start from the noise of masks that lies beside an exported model, if it is of the same kind."""
+        file = Path(self.config.path).expanduser() / NOISE_FILE
+        if self.config.mask_noise is None or not file.is_file() or torch.empty(0).is_meta:
+            return
+        from safetensors.torch import load_file
+
+        own, found = self.vocab_embed.state_dict(), load_file(file)
+        if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}:
+            self.vocab_embed.load_state_dict(found)
+        else:
+            log.warning("%s is of another kind of noise, which starts at zero", file)
 
     @property
     def _linear(self) -> nn.Linear:
@@ -290,7 +305,7 @@ def load_base(config: HfConfig) -> Any:
         settings = transformers.AutoConfig.from_pretrained(path, **common)
         _set_dropout(settings, config.dropout)
         _refuse_unknown(settings, config.path)
-        auto = getattr(transformers, _auto_class(settings))
+        auto = getattr(transformers, auto_class(settings))
         if torch.empty(0).is_meta:
             return auto.from_config(settings, dtype=torch.float32, **common)
         with _no_progress_bar():
@@ -317,7 +332,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _auto_class(settings: Any) -> str:
+def auto_class(settings: Any) -> str:
     """Which of transformers' auto classes builds the model with its head."""
     offered = getattr(settings, "auto_map", None) or {}
     return next((name for name in ("AutoModelForMaskedLM", "AutoModel") if name in offered),

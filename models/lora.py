@@ -119,8 +119,8 @@ def adapter_weights(root: nn.Module) -> dict[str, Tensor]:
 
 
 def adapted_names(root: nn.Module) -> list[str]:
-    """The names of the layers with adapters, without those of their blocks."""
-    return sorted({name for _, name, _ in _adapted(root)})
+    """The full names of the layers with adapters: short ones could mean others elsewhere."""
+    return sorted(name for name, module in root.named_modules() if isinstance(module, LoraLinear))
 
 
 def _adapted(root: nn.Module) -> Iterator[tuple[nn.Module, str, LoraLinear]]:
