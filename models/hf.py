@@ -182,6 +182,8 @@ class HfBackbone(nn.Module):
         if not self.base.supports_gradient_checkpointing:
             problem = f"{type(self.base).__name__} does not offer it"
             raise UserError("training.activation_checkpointing", True, problem, "use False")
+        if hasattr(self.base.config, "use_cache"):
+            self.base.config.use_cache = False  # or a warning says that it was switched off
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
 
     def parameter_parts(self) -> dict[str, int]:

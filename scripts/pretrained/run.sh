@@ -45,4 +45,15 @@ run $lora data=pydoc mode=generate_reflow_dataset algo=im-sdtt sampling.steps=8 
 run $lora algo=im-redi data=reflow-dataset-general reflow.save_path="$dir/pairs" \
     training.finetune_path="$dir/imsdtt/checkpoints/last.ckpt" loader.global_batch_size=16 \
     trainer.max_steps=60 trainer.val_check_interval=30 checkpointing.save_dir="$dir/imredi" "${@}"
+
+for name in mdlm imsdtt imredi; do
+    algo=${name/im/im-} run_dir=$dir/$name adapters="$lora"
+    if [ "$name" = mdlm ]; then run_dir=$dir/mdlm_pretrained adapters="model.path=$dir/pretrained"; fi
+    for steps in 1 2 4 8; do
+        # shellcheck disable=SC2086
+        run $adapters mode=sample_eval data=pydoc algo="$algo" sampling.steps="$steps" loader.eval_batch_size=32 \
+            sampling.num_sample_batches=1 eval.checkpoint_path="$run_dir/checkpoints/last.ckpt" \
+            eval.generated_samples_path="$dir/${name}_$steps.json" "${@}"
+    done
+done
 "$PYTHON" scripts/pretrained/report.py "$dir"
