@@ -47,9 +47,9 @@ def table(folder: Path) -> str:
         lines.append(f"| MDLM {words} | {numbers} |")
     lines += ["", "| model | bits per token | 1 step | 2 | 4 | 8 |", "|---|---|---|---|---|---|"]
     for name, words in STUDENTS.items():
-        run = folder / ("mdlm_pretrained" if name == "mdlm" else name)
-        bits = list(values(run / "metrics.csv", "val/bpd").values())[-1]
-        entropies = [json.loads((folder / f"{name}_{n}.json").read_text())["entropy"] for n in (1, 2, 4, 8)]
+        trained = folder / ("mdlm_pretrained" if name == "mdlm" else name)
+        bits = list(values(trained / "metrics.csv", "val/bpd").values())[-1]
+        entropies = [run["entropy"] for run in json.loads((folder / f"{name}.json").read_text())["runs"]]
         lines.append(f"| {words} | {bits:.2f} | {' | '.join(f'{one:.2f}' for one in entropies)} |")
     return "\n".join(lines)
 

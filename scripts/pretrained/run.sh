@@ -34,8 +34,8 @@ run mode=export data=pydoc algo=mdlm model.path="$dir/pretrained" export.path="$
     eval.checkpoint_path="$dir/mdlm_pretrained/checkpoints/last.ckpt" "${@}"
 lora="model.path=$dir/base lora.rank=16 optim.lr=1e-3"
 # shellcheck disable=SC2086
-run $lora data=pydoc algo=im-sdtt loader.global_batch_size=16 trainer.max_steps=60 trainer.val_check_interval=30 \
-    algo.orig_num_sampling_steps=32 algo.min_num_sampling_steps=8 algo.grow_dt_every=20 \
+run $lora data=pydoc algo=im-sdtt loader.global_batch_size=16 trainer.max_steps=45 trainer.val_check_interval=15 \
+    algo.orig_num_sampling_steps=32 algo.min_num_sampling_steps=8 algo.grow_dt_every=15 \
     checkpointing.save_dir="$dir/imsdtt" "${@}"
 # shellcheck disable=SC2086
 run $lora data=pydoc mode=generate_reflow_dataset algo=im-sdtt sampling.steps=8 reflow.num_reflow_samples=128 \
@@ -44,16 +44,14 @@ run $lora data=pydoc mode=generate_reflow_dataset algo=im-sdtt sampling.steps=8 
 # shellcheck disable=SC2086
 run $lora algo=im-redi data=reflow-dataset-general reflow.save_path="$dir/pairs" \
     training.finetune_path="$dir/imsdtt/checkpoints/last.ckpt" loader.global_batch_size=16 \
-    trainer.max_steps=60 trainer.val_check_interval=30 checkpointing.save_dir="$dir/imredi" "${@}"
+    trainer.max_steps=45 trainer.val_check_interval=15 checkpointing.save_dir="$dir/imredi" "${@}"
 
 for name in mdlm imsdtt imredi; do
     algo=${name/im/im-} run_dir=$dir/$name adapters="$lora"
     if [ "$name" = mdlm ]; then run_dir=$dir/mdlm_pretrained adapters="model.path=$dir/pretrained"; fi
-    for steps in 1 2 4 8; do
-        # shellcheck disable=SC2086
-        run $adapters mode=sample_eval data=pydoc algo="$algo" sampling.steps="$steps" loader.eval_batch_size=32 \
-            sampling.num_sample_batches=1 eval.checkpoint_path="$run_dir/checkpoints/last.ckpt" \
-            eval.generated_samples_path="$dir/${name}_$steps.json" "${@}"
-    done
+    # shellcheck disable=SC2086
+    run $adapters mode=sample_eval data=pydoc algo="$algo" sampling.steps=1,2,4,8 loader.eval_batch_size=32 \
+        sampling.num_sample_batches=1 eval.checkpoint_path="$run_dir/checkpoints/last.ckpt" \
+        eval.generated_samples_path="$dir/$name.json" "${@}"
 done
 "$PYTHON" scripts/pretrained/report.py "$dir"
