@@ -245,12 +245,13 @@ class HfBackbone(nn.Module):
     ) -> Tensor:
         """What ``body`` does; models/sharding.py makes weights whole around it."""
         low = self.precision.block_dtype
-        with torch.autocast(x.device.type, dtype=low or torch.bfloat16, enabled=low is not None):
+        with torch.autocast(x.device.type, enabled=False):  # noise is float32, whatever the blocks are
             if embedded is None:
                 hidden = self.base.get_input_embeddings()(x)
-                hidden = self.vocab_embed.add_noise(hidden, x, mask_seeds).to(hidden.dtype)
+                hidden = self.vocab_embed.add_noise(hidden.float(), x, mask_seeds).to(hidden.dtype)
             else:
                 hidden = embedded()
+        with torch.autocast(x.device.type, dtype=low or torch.bfloat16, enabled=low is not None):
             features = self._run(hidden, self._mask_for(x))
         features = features.float()
         if self.layout.shifted:

@@ -137,6 +137,28 @@ def test_a_tokenizer_without_a_mask_gets_one_id_and_row(tmp_path: Path) -> None:
         build(save(tmp_path / "narrow", vocab_size=20), "algo=mdlm")
 
 
+@pytest.mark.parametrize("words", [(), ("lora.rank=2",), ("lora.rank=2", "model.base_dtype=bf16")])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_sixteen_bits_are_close(precision: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    folder = save(tmp_path, "modernbert")
+    exact = build(folder, "algo=imdm", *words[:1])
+    low = build(folder, "algo=imdm", f"trainer.precision={precision}", *words)
+    for module in (exact, low):
+        torch.nn.init.normal_(module.backbone.vocab_embed.imdm_mlp[2].weight, generator=torch.manual_seed(0))
+    seeds = exact.objective.draw_seeds(torch.arange(3), LENGTH)
+    features = [module.backbone.body(ids(), None, seeds) for module in (exact, low)]
+    features[1].square().mean().backward()
+    assert features[1].dtype == torch.float32
+    error = (features[0] - features[1]).norm() / features[0].norm()
+    is_low = precision == "bf16" or len(words) == 2
+    assert 1e-4 < error < 0.03 if is_low else error == 0
+    assert all(
+        p.grad.isfinite().all() and p.grad.dtype == torch.float32
+        for p in low.trainable()
+        if p.grad is not None
+    )
+
+
 # Adapters ---------------------------------------------------------------------------------------------
 
 
