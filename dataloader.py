@@ -84,7 +84,9 @@ def _known(cfg: DictConfig, data: DictConfig, key: str) -> str:
 def get_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of ``data.tokenizer_name_or_path`` (``data.vocab_size`` is for synthetic-align)."""
     data = data_settings(cfg)
-    return tokenizers.get_tokenizer(_known(cfg, data, "tokenizer_name_or_path"), data.vocab_size)
+    tokenizer = tokenizers.get_tokenizer(_known(cfg, data, "tokenizer_name_or_path"), data.vocab_size)
+    tokenizers.name_mask(tokenizer, OmegaConf.select(cfg, "model.mask_token_id"))
+    return tokenizer
 
 
 def pair_settings(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from generation import Generator
 from metrics import Nelbo
 from models.dit import BackboneConfig, DiT, MaskNoiseConfig
 from models.ema import ExponentialMovingAverage
+from models.hf import HfBackbone, HfConfig, refuse_other_base
+from models.lora import LoraConfig
 from models.precision import Precision
 from models.sharding import collected, gathered, shard
 from optimizers import WatchedModule, make_optimizer, train_only
@@ -55,7 +57,7 @@ class TrainerBase(WatchedModule):
         self.mask_id, self.vocab_size = objective.mask_id, objective.vocab_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.backbone = DiT(self.backbone_config())
+            self.backbone = self.make_backbone()
         train_only(self.backbone, config.optim.ln_tune)
         self.backbone.precision = Precision.resolve(config.trainer.precision, config.trainer.accelerator)
         self.backbone.compile_blocks(config.model.compile)
@@ -70,6 +72,16 @@ class TrainerBase(WatchedModule):
 
     def loss(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> LossOutput:
         """The loss of a micro-batch (``Objective.loss``); in rounds, and in training, that of the teacher."""
+        with self.attending(batch):
+            return self._loss(batch, step, num_rows, training)
+
+    def attending(self, batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[None]:
+        """Inside the block a network that knows padding sees that of ``batch``."""
+        if not isinstance(self.backbone, HfBackbone):  # padding is text to the official network
+            return contextlib.nullcontext()
+        return self.backbone.attending(batch["attention_mask"])
+
+    def _loss(self, batch: dict[str, Tensor], step: int, num_rows: int, training: bool) -> LossOutput:
         if training and self.rounds is not None:
             return self.rounds.distill(batch, step=step, num_rows=num_rows, training=True).output
         return self.objective.loss(self.backbone, batch, step=step, num_rows=num_rows, training=training)
@@ -81,6 +93,24 @@ class TrainerBase(WatchedModule):
         self.generator.choose_sampler()
 
     # Construction ---------------------------------------------------------------------------------
+
+    def make_backbone(self) -> DiT | HfBackbone:
+        """The network, with the weights that it starts from."""
+        config = self.backbone_config()
+        if "path" not in self.config.model:
+            return DiT(config)
+        model, lora = self.config.model, self.config.lora
+        return HfBackbone(
+            HfConfig(
+                **vars(config),
+                path=model.path,
+                trust_remote_code=model.trust_remote_code,
+                base_dtype=model.base_dtype,
+                lora=LoraConfig(lora.rank, lora.alpha or 2.0 * lora.rank, lora.targets)
+                if lora.rank
+                else None,
+            )
+        )
 
     def backbone_config(self) -> BackboneConfig:
         """The network's hyper-parameters as the configuration and the tokenizer give them."""
@@ -197,7 +227,8 @@ class TrainerBase(WatchedModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         with self.ema_weights():
             if self.rounds is not None and self.rounds.teacher is not None:
-                output = self.rounds.validate(batch, self.num_valid_rows())
+                with self.attending(batch):
+                    output = self.rounds.validate(batch, self.num_valid_rows())
             else:
                 output = self.loss(batch, step=0, num_rows=self.num_valid_rows(), training=False)
         self.valid_nelbo.update(output.token_nll, output.loss_mask)
@@ -227,10 +258,14 @@ class TrainerBase(WatchedModule):
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
         names, sums = zip(*self.train_nelbo.metric_state.items(), strict=True)
         checkpoint["train_nelbo"] = dict(zip(names, self.over_devices(torch.stack(sums)).cpu(), strict=True))
+        if isinstance(self.backbone, HfBackbone) and self.backbone.base_hash is not None:
+            checkpoint["base"] = {"path": self.config.model.path, "hash": self.backbone.base_hash}
         if self.ema is not None:
             checkpoint["ema"] = collected(self.ema.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        resumed = str(self.config.checkpointing.resume_ckpt_path)
+        refuse_other_base(self.backbone, checkpoint, key="checkpointing.resume_ckpt_path", path=resumed)
         if self.rounds is not None:
             self.rounds.check(checkpoint)
         if self.ema is not None and "ema" in checkpoint:

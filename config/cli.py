@@ -204,7 +204,7 @@ def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Override
     """
     cleaned = Overrides()
     cleaned.claims, cleaned.remarks = list(official.claims(words)), official.remarks(words)
-    words = _name_the_run(official.in_our_words(words))
+    words = _by_its_tokenizer(_name_the_run(official.in_our_words(words)))
     algo = official.typed_algorithm(words)
     for word in filter(str.strip, words):
         match = _WORD.fullmatch(word)
@@ -233,6 +233,14 @@ def clean_overrides(words: Sequence[str], *, multirun: bool = False) -> Override
         cleaned.words.append(word)
         cleaned.parsed.append(override)
     return cleaned
+
+
+def _by_its_tokenizer(words: Sequence[str]) -> list[str]:
+    """A pretrained model (``model=hf``) reads text by the tokenizer beside it, unless another is typed."""
+    typed = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+    if typed.get("model") == "hf" and "data.tokenizer_name_or_path" not in typed:
+        return [*words, "data.tokenizer_name_or_path=${model.path}"]
+    return list(words)
 
 
 def _name_the_run(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from config import algo, data, evaluation, model, sampling, training
 from config.algo import algorithm_settings
 from config.data import Data, Loader
 from config.evaluation import CondSampling, Eval, Export, Frontier, Judge, Plan, ZeroShot
-from config.model import Model, Noise
+from config.model import Lora, Model, Noise, PretrainedModel
 from config.sampling import Sampling
 from config.training import (
     Callbacks,
@@ -110,6 +110,7 @@ class Config:
     frontier: Frontier = field(default_factory=Frontier)
     judge: Judge = field(default_factory=Judge)
     plan: Plan = field(default_factory=Plan)
+    lora: Lora = field(default_factory=Lora)
     optim: Optim = field(default_factory=Optim)
     trainer: Trainer = field(default_factory=Trainer)
     wandb: Wandb | None = None
@@ -120,7 +121,7 @@ class Config:
 # group -> schema name -> class; the yaml files refer to these names.
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "algo": {**algorithm_settings()},
-    "model": {"base": Model},
+    "model": {"base": Model, "hf": PretrainedModel},
     "noise": {"base": Noise},
     "data": {"base": Data},
     "strategy": {"base": Strategy},

@@ -72,6 +72,21 @@ def mask_id_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return (last + 1, last + 2) if mask_id is None else (mask_id, max(last, mask_id) + 1)
 
 
+def name_mask(tokenizer: PreTrainedTokenizerBase, mask_id: int | None) -> None:
+    """Let a tokenizer without a mask token know which of its ids the model takes for one (LLaDA).
+
+    Raises:
+        UserError: it has no such id.
+    """
+    if mask_id is None or tokenizer.mask_token_id is not None:
+        return
+    token = tokenizer.convert_ids_to_tokens(mask_id) if mask_id < len(tokenizer) else None
+    if token is None:
+        problem = f"the tokenizer {_name_of(tokenizer)} has no mask token and no such id"
+        raise UserError("model.mask_token_id", mask_id, problem, "give the id of a token that it has")
+    tokenizer.mask_token = token
+
+
 def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """V of the uniform family: all ids of the tokenizer, an added [PAD] included (gpt2: 50258)."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)

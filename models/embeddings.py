@@ -50,24 +50,23 @@ class MaskNoiseConfig:
             raise UserError("algo.noise_scale", self.noise_scale, "learnable noise has its own", "use 1")
 
 
-class VocabEmbedding(nn.Module):
-    """Token embeddings, with the mask's noise added at masked positions.
+class MaskNoise(nn.Module):
+    """The random state of masks as embeddings: zero at the start, so that a network keeps what it says.
 
     Args:
-        vocab_size: V.
         hidden_size: D.
         mask_id: id of the mask; None for a process without one.
-        mask_noise: None for one deterministic mask.
+        mask_noise: None for one deterministic mask: there is nothing to add, and no parameter.
     """
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, mask_id: int | None, mask_noise: MaskNoiseConfig | None
-    ) -> None:
+    def __init__(self, hidden_size: int, mask_id: int | None, mask_noise: MaskNoiseConfig | None) -> None:
         super().__init__()
         self.mask_id = mask_id
         self.mask_noise = mask_noise
-        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
-        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+        self._make_noise(hidden_size, 0)
+
+    def _make_noise(self, hidden_size: int, vocab_size: int) -> None:
+        mask_noise = self.mask_noise
         if mask_noise is None:
             return
         if mask_noise.num_mask > 0:
@@ -92,25 +91,21 @@ class VocabEmbedding(nn.Module):
         else:
             self.imdm_mlp = nn.Sequential(first, nn.GELU(), last)
 
-    def forward(self, x: Tensor, mask_seeds: Tensor | None = None) -> Tensor:
-        """Embed ids.
+    def add_noise(self, embedded: Tensor, x: Tensor, mask_seeds: Tensor | None) -> Tensor:
+        """The embeddings (B, L, D) of ids x (B, L) with the noise of the masks among them.
 
         Args:
+            embedded: (B, L, D), the embeddings of ``x``.
             x: (B, L) int64.
-            mask_seeds: the masks' random state; ignored by a model without mask noise. Either (B, L) int64,
-            a seed
-                for each position (``seeded_noise``), or floating: (B, L, noise_dim) noise as it enters g (the
-                N(0, 1) of learnable noise), or (B, L, 1 or more) with the mask's number in channel 0 if the
-                alphabet is finite. Coupled noise is (B, L, 1 + noise_dim) floating: the proposed token's id
-                in channel 0, then the noise.
-
-        Returns:
-            (B, L, D).
+            mask_seeds: the masks' random state; ignored by a model without mask noise. Either (B, L) int64, a
+                seed for each position (``seeded_noise``), or floating: (B, L, noise_dim) noise as it enters g
+                (the N(0, 1) of learnable noise), or (B, L, 1 or more) with the mask's number in channel 0 if
+                the alphabet is finite. Coupled noise is (B, L, 1 + noise_dim) floating: the proposed token's
+                id in channel 0, then the noise.
 
         Raises:
             ValueError: if the model has mask noise and ``mask_seeds`` is None or of another shape.
         """
-        embedded = F.embedding(x, self.embedding)
         if self.mask_noise is None:
             return embedded
         if mask_seeds is None or mask_seeds.shape[:2] != x.shape:
@@ -118,10 +113,10 @@ class VocabEmbedding(nn.Module):
             hint = f"give {tuple(x.shape)} seeds"
             raise UserError("mask_seeds", str(shape), "no mask noise for these ids", hint)
         rows = (x == self.mask_id).flatten().nonzero().squeeze(1)
-        noise = self._noise_embedding(mask_seeds.flatten(0, 1)[rows], rows % x.shape[1])
+        noise = self._noise_embedding(mask_seeds.flatten(0, 1)[rows], rows % x.shape[1], embedded.dtype)
         return embedded.flatten(0, 1).index_add(0, rows, noise).view(embedded.shape)
 
-    def _noise_embedding(self, mask_seeds: Tensor, positions: Tensor) -> Tensor:
+    def _noise_embedding(self, mask_seeds: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
         """g at N masked positions, (N, D); with N = 0 its parameters still get (zero) gradients."""
         config = self.mask_noise
         explicit = mask_seeds.is_floating_point()
@@ -133,7 +128,7 @@ class VocabEmbedding(nn.Module):
                 return self.imdm_mlp(mask_seeds[:, 0].long())
             return self.imdm_mlp(finite_mask_ids(mask_seeds, positions, config.noise_dim, config.num_mask))
         if explicit:
-            noise = mask_seeds.to(self.embedding.dtype)
+            noise = mask_seeds.to(dtype)
         else:
             kind = "rand" if config.noise_type == "rand" else "randn"
             noise = seeded_noise(mask_seeds, positions, config.noise_dim, kind)
@@ -142,6 +137,31 @@ class VocabEmbedding(nn.Module):
         if config.noise_type == "learnable":
             noise = torch.addcmul(self.learnable_noise_mu[0], self.learnable_noise_sigma[0], noise)
         return self.imdm_mlp(noise)
+
+
+class VocabEmbedding(MaskNoise):
+    """Token embeddings, with the mask's noise added at masked positions.
+
+    Args:
+        vocab_size: V.
+        hidden_size: D.
+        mask_id: id of the mask; None for a process without one.
+        mask_noise: None for one deterministic mask.
+    """
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, mask_id: int | None, mask_noise: MaskNoiseConfig | None
+    ) -> None:
+        super().__init__(hidden_size, mask_id, None)
+        self.mask_noise = mask_noise
+        # In front of the noise, as in the order of the checkpoints.
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+        self._make_noise(hidden_size, vocab_size)
+
+    def forward(self, x: Tensor, mask_seeds: Tensor | None = None) -> Tensor:
+        """Ids (B, L) int64 to embeddings (B, L, D); ``mask_seeds`` as in ``add_noise``, which may raise."""
+        return self.add_noise(F.embedding(x, self.embedding), x, mask_seeds)
 
 
 class TimestepEmbedding(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,10 +102,16 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         own[name].copy_(whole(value))
 
 
-def whole_copy(network: nn.Module) -> nn.Module:
-    """A copy of a ``DiT`` that is whole on every device; all of them must ask."""
+def whole_copy(network: nn.Module, *, shares_frozen: bool = False) -> nn.Module:
+    """A copy of a network that is whole on every device; all of them must ask.
+
+    Args:
+        shares_frozen: weights that are not trained are the same tensors in the copy (not those of shards).
+    """
     if not isinstance(network, FSDPModule):
-        return copy.deepcopy(network)
+        # What is frozen on both sides is there once: behind adapters that is nearly everything.
+        frozen = {id(p): p for p in network.parameters() if not p.requires_grad} if shares_frozen else {}
+        return copy.deepcopy(network, frozen)
     with torch.random.fork_rng(devices=[]):
         twin = _plain_class(network)(network.config)
     for mine, theirs in zip(twin.modules(), network.modules(), strict=True):
@@ -112,7 +119,7 @@ def whole_copy(network: nn.Module) -> nn.Module:
             if name in vars(mine) and not name.startswith("_"):
                 setattr(mine, name, value)
     copy_weights(network, twin)
-    return twin.to(next(iter(network.buffers())).device)
+    return twin.to(next(itertools.chain(network.buffers(), network.parameters())).device)
 
 
 def _plain_class(network: nn.Module) -> type[nn.Module]:

@@ -21,7 +21,10 @@ from data.tokenizers import boundary_ids
 from errors import UserError
 from models.checkpoint import ROTARY
 from models.export import modeling_mask_diffusion as template
+from models.hf import HfBackbone
 from models.hf_layouts import CONFIG_FILE, WEIGHTS
+from tasks.export_pretrained import CODE as PRETRAINED_CODE
+from tasks.export_pretrained import pretrained_card, with_sampler, write_pretrained
 from tasks.export_tokenizer import exported_tokenizer
 from tasks.setup import build_evaluated
 from tasks.weights import read_source
@@ -83,7 +86,8 @@ def _refuse_foreign_folder(target: Path, written: set[str] | None) -> None:
         raise UserError(KEY, str(target), "is no folder", hint)
     if not target.exists():
         return
-    if not {CODE, CONFIG_FILE, WEIGHTS} <= {path.name for path in target.iterdir()}:
+    found = {path.name for path in target.iterdir()}
+    if not {CONFIG_FILE, WEIGHTS} <= found or not {CODE, PRETRAINED_CODE} & found:
         raise UserError(KEY, str(target), "a folder with other things than an export", hint)
     for path in sorted(target.iterdir()):
         if written is not None and path.name not in written:
@@ -125,14 +129,21 @@ def _write(folder: Path, module: TrainerBase, cfg: DictConfig) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    tokenizer = exported_tokenizer(module)
+    if isinstance(module.backbone, HfBackbone):
+        with module.ema_weights():
+            write_pretrained(folder, module, cfg)
+        _write_tokenizer(folder, tokenizer, cfg)
+        (folder / "README.md").write_text(pretrained_card(module, cfg), encoding="utf-8")
+        return
     with module.ema_weights():
         weights = exported_weights(module)
-    tokenizer = exported_tokenizer(module)
     config, card = config_json(module, cfg, tokenizer), model_card(module, cfg)
     try:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG_FILE, config)
-        (folder / CODE).write_bytes(Path(template.__file__).read_bytes())
+        source = Path(template.__file__).read_text(encoding="utf-8")
+        (folder / CODE).write_text(with_sampler(source), encoding="utf-8")
         _write_tokenizer(folder, tokenizer, cfg)
         (folder / "README.md").write_text(card, encoding="utf-8")
         for path in folder.iterdir():
@@ -193,6 +204,7 @@ def config_json(module: TrainerBase, cfg: DictConfig, tokenizer: PreTrainedToken
         dtype="float32",
         auto_map={"AutoConfig": f"{module_name}.MaskDiffusionConfig", auto: f"{module_name}.{head}"},
         algorithm=cfg.algo.name,
+        schedule={"name": cfg.noise.name, "eps": cfg.noise.eps},
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=tokenizer.pad_token_id,

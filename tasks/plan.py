@@ -13,8 +13,10 @@ from algo import ALGORITHMS
 from data import tokenizers
 from dataloader import batch_sizes, data_settings
 from errors import UserError
+from models.hf import HfBackbone
 from models.precision import Precision
 from tasks.plan_costs import (
+    FLOAT,
     NetworkSpec,
     ParameterCounts,
     StepWorkload,
@@ -172,7 +174,8 @@ def holdings(cfg: DictConfig, module: TrainerBase) -> ParameterCounts:
         total=total,
         trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
         root=total - in_blocks,
-        head=network.config.vocab_size * network.config.hidden_size,
+        head=network.config.vocab_size * network.config.hidden_size * network.head.weight.requires_grad,
+        frozen_item=2 if "path" in cfg.model and cfg.model.base_dtype == "bf16" else FLOAT,
         ema=cfg.training.ema > 0,
         teacher=work_of(cfg, module, 1, spread=True).teacher_passes > 0,
     )
@@ -186,13 +189,16 @@ def planned(cfg: DictConfig, module: TrainerBase, *, devices: int, rows: int, pa
     sharded = cfg.strategy.name == "fsdp" and devices > 1
     operations = flops_per_token(net, work_of(cfg, module, rows, spread=True))
     parts = memory(net, peak, held, devices=devices, sharded=sharded, passes=passes)
-    sizes = {name: p.numel() for name, p in module.backbone.named_parameters()}
+    network = module.backbone
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    pretrained = isinstance(network, HfBackbone)
+    parts_of_network = network.parameter_parts() if pretrained else parameters(net.config, sizes)
     sequences, length = cfg.loader.global_batch_size, cfg.model.length
     return {
         "algo": cfg.algo.name,
         "model": cfg.model.name,
         "vocabulary": module.vocab_size,
-        "parameters": {"all": held.total, **parameters(net.config, sizes)},
+        "parameters": {"all": held.total, **parts_of_network},
         "trained": held.trained,
         "precision": "bf16" if net.item == 2 else "32",
         "activation_checkpointing": net.checkpointing,

@@ -178,6 +178,7 @@ class ParameterCounts:
     head: int  # of one of the two V x D matrices
     ema: bool
     teacher: bool
+    frozen_item: int = FLOAT  # bytes of a number that is not trained
 
 
 def memory(
@@ -191,10 +192,11 @@ def memory(
     """
     share = devices if sharded else 1
     parts = {
-        "weights": FLOAT * held.total // share,
+        "weights": (FLOAT * held.trained + held.frozen_item * (held.total - held.trained)) // share,
         "moments": 2 * FLOAT * held.trained // share,
         "averages": FLOAT * held.trained // share if held.ema else 0,
-        "teacher": FLOAT * held.total if held.teacher else 0,
+        # It shares what is frozen, unless that is in shards.
+        "teacher": FLOAT * (held.total if sharded else held.trained) if held.teacher else 0,
         "gradients": FLOAT * held.trained // share,
     }
     if sharded:

@@ -21,6 +21,7 @@ from errors import ABSENT, UserError
 from models.attention_backends import check_attention
 from models.checkpoint import averaged_weights, load_ema, load_weights, refuse_not_finite, restart_ema
 from models.compilation import check_compiler
+from models.hf import refuse_other_base
 from models.precision import allow_tf32
 from tasks.strategies import strategy_for
 from tasks.weights import (
@@ -89,6 +90,7 @@ def _build(cfg: DictConfig, checkpoint: dict[str, Any], path: str, key: str, use
     weights, averaged = checkpoint["state_dict"], use_ema and "folder_settings" not in checkpoint
     if averaged:
         weights = averaged_weights(checkpoint, key=key, path=path)
+    refuse_other_base(module.backbone, checkpoint, key=key, path=path)
     load_weights(module, weights, key=key, path=path, hint=advice(module, recorded))
     refuse_not_finite(weights, key=key, path=path)
     refuse_other_heads(cfg, recorded, key=key, path=path)

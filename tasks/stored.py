@@ -96,6 +96,8 @@ def checked_settings(checkpoint: dict[str, Any], *, key: str, path: str) -> dict
 
 def _refuse_other_sizes(values: dict[str, Any], shown: dict[str, Any], key: str, path: str) -> None:
     """Raise when settings are not those of the weights, or so large that memory and time would be lost."""
+    if values.get("model.path"):  # the sizes are those of that model, whatever the file says
+        return
     if "vocabulary" not in shown:
         raise UserError(key, path, "holds no embedding of a vocabulary", "give another checkpoint")
     shown.setdefault("model.n_blocks", 0)

@@ -434,3 +434,24 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_export(
     shown = str(of_system(error) if isinstance(error, OSError) else error)
     assert str(place / "out") in shown and "make room" in shown and "\n" not in shown
     assert content(place) == before
+
+
+@pytest.mark.parametrize("kind", ["mdlm-all", "rand", "5 masks"])
+@torch.no_grad()
+def test_a_folder_writes_token_for_token_as_our_sampler(kind: str, tmp_path: Path, load: Any) -> None:
+    words = (*KINDS[kind], "noise=cosine", "sampling.temperature=0.9", "seed=7")
+    path, folder = export(tmp_path, *words)
+    ours = build_evaluated(compose(tmp_path, *words, "mode=sample_eval", f"eval.checkpoint_path={path}"))
+    theirs = load(folder)
+    given = torch.full((5, LENGTH), ours.mask_id)
+    given[:, :3] = torch.tensor([1, 2, 3])
+    with ours.ema_weights():
+        free, prompted = ours.generator.sample(5, 4), ours.generator.sample(5, 4, given=given)
+    settings = {"steps": 4, "temperature": 0.9, "seed": 7}
+    assert torch.equal(theirs.generate(num_samples=5, **settings), free.tokens)
+    assert torch.equal(theirs.generate(given[:, :3], **settings), prompted.tokens)
+    # Padding is not seen and stays; the rest does not depend on what stands there.
+    mask = torch.ones(5, 3, dtype=torch.int64)
+    mask[2, 1:] = 0
+    written = [theirs.generate(given[:, :3].masked_fill(mask == 0, pad), mask, **settings) for pad in (0, 9)]
+    assert torch.equal(written[0][2, 3:], written[1][2, 3:]) and written[1][2, 1:3].tolist() == [9, 9]

@@ -67,7 +67,9 @@ class RoundDistillation:
         return self.teacher
 
     def _copy_of_student(self) -> Teacher:
-        return Teacher(self._objective, whole_copy(self._module.backbone).requires_grad_(False).eval())
+        student = self._module.backbone
+        network = whole_copy(student, shares_frozen=True)
+        return Teacher(self._objective, network.requires_grad_(False).eval())
 
     def distill(self, batch: dict[str, Tensor], *, step: int, num_rows: int, training: bool) -> Distilled:
         """Student against teacher; see ``RoundObjective.distill``."""

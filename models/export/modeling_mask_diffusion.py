@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
 
+from models.export.sampling_mask_diffusion import _start, _write
+
 _M1, _M2, _SECOND_OFFSET = 0xD251125F, 0xCD9E8D57, 12345
 _FEATURES = 256
 _NEVER = -1e6  # the logit of what is impossible
 _DEFAULTS = {
     "vocab_size": 50258, "mask_token_id": None, "hidden_size": 768, "cond_dim": 128, "n_blocks": 12,
     "n_heads": 12, "length": 1024, "softcap": -1.0, "qk_norm": False, "causal": False,
-    "time_conditioning": False, "mask_noise": None,
+    "time_conditioning": False, "mask_noise": None, "schedule": None,
 }  # fmt: skip
 
 
@@ -37,6 +39,7 @@ class MaskDiffusionConfig(PreTrainedConfig):
         causal: autoregressive: each position sees those up to itself, and there is no sigma.
         time_conditioning: whether the network was trained to see sigma; otherwise give none.
         mask_noise: {"noise_type", "noise_dim", "noise_scale", "num_mask"}, or None for plain masks.
+        schedule: {"name", "eps"} of the training; None: log-linear.
     """
 
     model_type = "mask-diffusion"
@@ -251,6 +254,37 @@ class MaskDiffusionForMaskedLM(_Model):
         seen = _seen(input_ids, attention_mask, self.config)
         logits = self.backbone(input_ids, seen, sigma, noise_seeds, generator)
         return MaskedLMOutput(loss=_loss(_without_mask(logits, self.config), labels), logits=logits)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *, num_samples: int = 1,
+        length: int | None = None, steps: int = 8, temperature: float = 1.0, seed: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """Write texts: ids (B, L).
+
+        Args:
+            input_ids: (B, P) what is given, with masks where something is to be written; masks follow up to
+                ``length``. None: ``num_samples`` texts from masks alone.
+            attention_mask: (B, P), 0 at padding, which is not seen and stays as it is.
+            length: L; None: ``config.length``.
+            steps: calls of the network.
+            temperature: of the distribution of tokens.
+            seed: the same one gives the same texts.
+        """
+        config, mask_id = self.config, self.config.mask_token_id
+        if mask_id is None or getattr(config, "algorithm", None) == "sedd":
+            raise ValueError("generate() is for models that predict masked tokens; this one is not")
+        length = length or config.length
+        ids, seen = _start(input_ids, attention_mask, num_samples, length, mask_id, self.device)
+
+        def logits(now: Tensor, sigma: float, seeds: Tensor | None, where: Tensor) -> Tensor:
+            level = torch.full((len(now),), sigma, device=now.device) if config.time_conditioning else None
+            return self(now, seen, sigma=level, noise_seeds=seeds).logits[where]
+
+        fixed = torch.zeros_like(ids, dtype=torch.bool) if seen is None else seen == 0
+        schedule = config.schedule or {"name": "log-linear", "eps": 1e-3}
+        noisy = config.mask_noise is not None
+        return _write(logits, ids, mask_id, steps, temperature, seed, schedule, noisy, fixed)
 
 
 class MaskDiffusionForCausalLM(_Model, GenerationMixin):
