@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from config.algorithms import settings_of
-from errors import UserError
+from errors import ABSENT, UserError
 
 KEY = "model.path"
 # Our key -> names that architectures have for it.
@@ -38,6 +38,10 @@ def fill_pretrained(cfg: DictConfig) -> None:
         UserError: there is no such model, or it cannot be used.
     """
     if not is_pretrained(cfg):
+        if "path" in cfg.model:
+            raise UserError(
+                KEY, ABSENT, "has no value", "give a folder, or a name like answerdotai/ModernBERT-base"
+            )
         return
     path, model = str(cfg.model.path), cfg.model
     settings = read_settings(path)
