@@ -38,7 +38,7 @@ def fill_pretrained(cfg: DictConfig) -> None:
         UserError: there is no such model, or it cannot be used.
     """
     if not is_pretrained(cfg):
-        if "path" in cfg.model:
+        if "path" in cfg.model.keys():  # noqa: SIM118 (a key without a value is not "in" the section)
             raise UserError(
                 KEY, ABSENT, "has no value", "give a folder, or a name like answerdotai/ModernBERT-base"
             )
