@@ -210,6 +210,8 @@ def own_settings(cfg: DictConfig, path: str, key: str = KEY) -> DictConfig:
     _validate_stored(stored, path, key)
     for section in ("model", "noise"):
         own[section] = OmegaConf.merge(own[section], stored[section])
+    if "trust_remote_code" in own.model:  # as typed, whatever a checkpoint says
+        own.model.trust_remote_code = cfg.model.get("trust_remote_code", False)
     same = stored["algo"]["name"] == own.algo.name
     own.algo = OmegaConf.merge(own.algo, stored["algo"]) if same else stored["algo"]
     own.training.ema = stored["training"]["ema"]

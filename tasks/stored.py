@@ -74,6 +74,8 @@ def checked_settings(checkpoint: dict[str, Any], *, key: str, path: str) -> dict
     ``models.checkpoint.read_checkpoint`` has refused what would be looked up elsewhere (``${...}``). Here it
     is types, and sizes: those of the weights.
 
+    Code beside a pretrained model is never trusted by what a file says: that is for the user to type.
+
     Raises:
         UserError: naming the first value that no training has written.
     """
@@ -91,6 +93,9 @@ def checked_settings(checkpoint: dict[str, Any], *, key: str, path: str) -> dict
         problem = f"is of an algorithm {values['algo.name']!r:.40}, which is not known here"
         raise UserError(key, path, problem, f"one of {', '.join(sorted(ALGORITHMS))} is")
     _refuse_other_sizes(values, settings_of_weights(checkpoint["state_dict"]), key, path)
+    if values.get("model.trust_remote_code"):
+        # Only who types it has read that code: a checkpoint of somebody else must not make it run.
+        stored = {**(stored or {}), "model": {**(stored or {})["model"], "trust_remote_code": False}}
     return stored
 
 

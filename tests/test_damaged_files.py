@@ -181,6 +181,14 @@ def test_moments_that_are_not_of_the_weights_are_refused(
     assert f"its optimizer_states {problem}" in said and said.endswith(f"training.finetune_path={path}")
 
 
+def test_a_checkpoint_cannot_switch_on_code_beside_a_model(content: dict[str, Any]) -> None:
+    stored = {**content, "config": {**content["config"], "model": {**content["config"]["model"],
+              "path": "owner/model", "trust_remote_code": True}}}  # fmt: skip
+    checked = checked_settings(stored, key="x", path="x.ckpt")
+    assert checked["model"]["trust_remote_code"] is False and checked["model"]["path"] == "owner/model"
+    assert stored["config"]["model"]["trust_remote_code"] is True  # nobody else's content changes
+
+
 # Bombs ------------------------------------------------------------------------------------------------------
 
 
