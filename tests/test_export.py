@@ -312,7 +312,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_exported_code_is_small_and_alone() -> None:
     source = Path(template.__file__).read_text()
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) <= 350
     imported = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):

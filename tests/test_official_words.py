@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from config import cli
 from config.algo import is_default
-from config.cli import compose_clean, compose_config, read_command_line
+from config.cli import compose_clean, compose_config, finish_typed, read_command_line
 from config.official import ALIASES, CLAIMS, DROPPED, VALUES
 from config.run import all_keys
 from errors import UserError
@@ -92,7 +92,7 @@ def test_in_a_sweep_each_job_is_asked() -> None:
     jobs = list(read_command_line(["-m", "algo=imdm,duo", "algo.parameterization=subs"]).jobs())
     assert compose_clean(jobs[0]).algo.name == "imdm"
     with pytest.raises(UserError, match=r"algo\.parameterization=subs: contradicts algo=duo"):
-        compose_clean(jobs[1])
+        finish_typed(compose_clean(jobs[1]), jobs[1])
     named = [job.words for job in read_command_line(["-m", "parameterization=subs", "seed=1,2"]).jobs()]
     assert named == [["algo=mdlm", "seed=1"], ["algo=mdlm", "seed=2"]]
 

@@ -67,7 +67,8 @@ def test_a_recorder_keeps_every_state(name: str) -> None:
             assert (change.reset if change else []) == renewed.nonzero().squeeze(-1).tolist()
             resets += int(renewed.sum())
         assert not changes
-    assert resets > 3 and recorder.trajectories[3].changes == []  # nothing to write in row 3
+    assert recorder.trajectories[3].changes == []  # nothing to write in row 3
+    assert resets == 0 if name == "coupled" else resets > 3  # noise that decides the draw is never renewed
 
 
 def test_recording_changes_nothing_and_stays_small() -> None:

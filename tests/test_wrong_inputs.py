@@ -39,6 +39,7 @@ TAKEN = {
     "noise.eps": {"0"},
     "frontier.predictors": {"nan"},  # names like any other
     "frontier.checkpoints": {"nan"},
+    "judge.files": {"nan"},
     "zero_shot.datasets": {"nan"},
 }
 

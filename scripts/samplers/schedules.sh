@@ -7,6 +7,10 @@
 # QUICKSTART_DIR (default outputs/quickstart): where the quickstart's ar and mdlm are; the frontier goes into its
 # folder schedules.
 set -euo pipefail
+if [ "${1:-}" = "--help" ]; then
+    sed -n '2,8p' "$0" | cut -c3-
+    exit 0
+fi
 source "$(dirname "$0")/../setup_env.sh"
 out=${QUICKSTART_DIR:-outputs/quickstart}
 for order in spread random; do
