@@ -7,6 +7,10 @@
 #
 # PRETRAINED_DIR (default outputs/pretrained) is where everything is written.
 set -euo pipefail
+if [ "${1:-}" = "--help" ]; then
+    sed -n '2,8p' "$0" | cut -c3-
+    exit 0
+fi
 source "$(dirname "$0")/../setup_env.sh"
 export TOKENIZERS_PARALLELISM=false
 dir=${PRETRAINED_DIR:-outputs/pretrained}
